@@ -1,0 +1,11 @@
+//! The data path: what stands between a VM and its disk.
+//!
+//! Read the modules in the order data flows: `nbd` (bytes to typed requests), [`device`] (what a request is done to),
+//! `backing` (files and block devices), `log`, `bitmap`, `disk` (the tracked write), `machine` (the cut over all disks),
+//! [`tracking`] (what the layer above may know). Nothing here knows object stores, the command line or TOML.
+
+pub mod device;
+pub mod error;
+pub mod tracking;
+
+pub use error::{Error, Kind, Result};

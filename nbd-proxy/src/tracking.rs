@@ -1,0 +1,109 @@
+//! What the layer above may know of tracking: plain data that crosses the control socket.
+//!
+//! The vocabulary of replication is small. A *tracking id* names an unbroken stretch of change records for one disk:
+//! while it stays the same and the disk is *exact*, the segments of successive cuts, replayed in order, lead from the
+//! state the vault has to the state at the cut. Whatever breaks that (a new disk, an unlogged stretch, a host power
+//! loss, an image changed behind our back) makes a new tracking id, and the disk is *inexact* until a *sync* under the
+//! new id has been committed.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A protected machine as its proxy sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineInfo {
+    /// The machine's name.
+    pub name: String,
+    /// Its disks in configuration order.
+    pub disks: Vec<DiskInfo>,
+}
+
+/// One disk as its proxy sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// The disk's name within its machine.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Names the unbroken stretch of records; see the module.
+    pub tracking: Uuid,
+    /// Whether writes are being logged under `tracking`.
+    pub logged: bool,
+    /// Why the disk is, or was last, not exact: "new disk", "log full", …; for people.
+    pub cause: String,
+    /// Whether a sync under `tracking` has been begun and not ended.
+    pub syncing: bool,
+    /// Bytes in blocks written since the last released cut (upper bound of what the next delta reads).
+    pub dirty_bytes: u64,
+    /// Bytes held by log segments on local disk.
+    pub log_bytes: u64,
+    /// Clients connected to the export now.
+    pub clients: u32,
+}
+
+/// The instant at which all logs of a machine rolled over together, and what they held.
+///
+/// The segments stay readable until the cut, or a later one, is released. Everything in them has reached the backing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cut {
+    /// Names the cut; meaningful to the proxy that made it until it restarts.
+    pub id: Uuid,
+    /// The instant, by the proxy's clock.
+    pub time: Timestamp,
+    /// Every disk of the machine, in configuration order.
+    pub disks: Vec<CutDisk>,
+}
+
+/// One disk's share of a [`Cut`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CutDisk {
+    /// The disk's name.
+    pub name: String,
+    /// Its size at the cut, in bytes.
+    pub size: u64,
+    /// The stretch the segments belong to.
+    pub tracking: Uuid,
+    /// Segments in the order their records apply: a later record wins.
+    pub segments: Vec<SegmentRef>,
+}
+
+/// A sealed segment: read it with [`crate::log::SegmentReader`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentRef {
+    /// Where the file is, on the proxy's host.
+    pub path: PathBuf,
+    /// The log the records belong to; their checksums depend on it.
+    pub log: Uuid,
+    /// The segment's number within that log.
+    pub segment: u64,
+    /// How many records it holds: fewer readable ones mean corruption.
+    pub records: u64,
+    /// Bytes of the file that the records take, header included.
+    pub bytes: u64,
+}
+
+/// What has to be copied to make a disk exact again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sync {
+    /// The tracking id this sync makes exact. Names the sync.
+    pub tracking: Uuid,
+    /// What to copy.
+    pub scope: SyncScope,
+    /// Why; for status, log and job record.
+    pub cause: String,
+    /// Size of the disk in bytes.
+    pub size: u64,
+}
+
+/// What a [`Sync`] copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyncScope {
+    /// The whole address space: allocated ranges as they are, everything else as zero. Nothing in the vault is relied on.
+    Whole,
+    /// Only the blocks that [`Sync`]'s extents name; everything else is in the vault already.
+    Dirty,
+}

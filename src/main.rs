@@ -1,0 +1,2 @@
+//! Lifeboat.
+fn main() {}

@@ -1,0 +1,3 @@
+//! The vault: points, deltas, restore and the replication loop.
+
+pub mod source;
