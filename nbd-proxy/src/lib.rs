@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod error;
+pub mod log;
 pub mod tracking;
 
 pub use error::{Error, Kind, Result};
