@@ -4,6 +4,7 @@
 //! `backing` (files and block devices), `log`, `bitmap`, `disk` (the tracked write), `machine` (the cut over all disks),
 //! [`tracking`] (what the layer above may know). Nothing here knows object stores, the command line or TOML.
 
+pub mod client;
 pub mod device;
 pub mod error;
 pub mod tracking;

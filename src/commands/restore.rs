@@ -1,0 +1,131 @@
+//! `lifeboat restore`
+
+use std::path::PathBuf;
+
+use nbd_proxy::{Error, Result};
+use ::uploader::jobs::{Job, JobKind, Jobs};
+use ::uploader::listing::PointName;
+use ::uploader::restore::{Checksum, Request, Restored, restore};
+use ::uploader::vault::Vault;
+
+use super::{Context, VaultArgs, usage};
+use crate::output::{self, Bar};
+
+/// Rebuild a machine's disks at a point as raw files
+///
+/// Every frame is verified; a file appears under its name when it is complete and durable, never before.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lifeboat restore web1 --to /images
+  lifeboat restore web1 --to /images --point 2026-05-04T10:00:00Z --disk root
+  lifeboat restore web1 --to /images --vault azure://backups/vms")]
+pub struct Args {
+    /// The machine
+    pub machine: String,
+    /// The folder for DISK.raw; made if missing
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The point: an id, latest, or an RFC 3339 time (the newest point not after it)
+    #[arg(long, value_name = "P", default_value = "latest", value_parser = point)]
+    pub point: PointName,
+    /// Only this disk; may be given more than once
+    #[arg(long, value_name = "D")]
+    pub disk: Vec<String>,
+    /// Replace files that exist
+    #[arg(long)]
+    pub force: bool,
+    /// The SHA-256 of each disk in the answer: auto leaves it out where it would cost far more than the restore
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = checksum)]
+    pub checksum: Checksum,
+    #[command(flatten)]
+    vault: VaultArgs,
+}
+
+fn point(text: &str) -> Result<PointName, String> {
+    text.parse().map_err(|error: Error| error.message)
+}
+
+fn checksum(text: &str) -> Result<Checksum, String> {
+    match text {
+        "auto" => Ok(Checksum::Auto),
+        "always" => Ok(Checksum::Always),
+        "never" => Ok(Checksum::Never),
+        _ => Err("write auto, always or never".to_owned()),
+    }
+}
+
+pub async fn run(context: &Context, args: &Args) -> Result<()> {
+    ::uploader::keys::check_name("machine", &args.machine)?;
+    if args.to.exists() && !args.to.is_dir() {
+        return Err(usage("--to", format!("{} is not a folder", args.to.display()), "name a folder"));
+    }
+    let vault = crate::vault::open(&args.vault.resolve(context)?).await?;
+    let record = Record::start(context, args);
+    let result = with_progress(context, args, &vault).await;
+    record.end(&result);
+    output::answer(context.json, &result?, people)
+}
+
+async fn with_progress(context: &Context, args: &Args, vault: &Vault) -> Result<Restored> {
+    let request = Request {
+        machine: args.machine.clone(),
+        point: args.point.clone(),
+        disks: args.disk.clone(),
+        to: args.to.clone(),
+        force: args.force,
+        checksum: args.checksum,
+    };
+    let bar = Bar::bytes("restoring", context.json);
+    let shown = bar.clone();
+    let result = restore(vault, &request, std::sync::Arc::new(move |done, total| shown.at(done, total))).await;
+    bar.end();
+    result
+}
+
+fn people(restored: &Restored) -> String {
+    let rows = restored.disks.iter().map(|disk| {
+        vec![
+            disk.name.clone(),
+            disk.path.display().to_string(),
+            output::size(disk.bytes),
+            disk.sha256.clone().unwrap_or_else(|| "-".to_owned()),
+        ]
+    });
+    let table = output::table(&["DISK", "FILE", "SIZE", "SHA-256"], rows);
+    format!("point {} of {}\n{table}", restored.point, output::time(restored.time))
+}
+
+/// The job record. Only hosts with a configuration keep one; a restore does not fail for want of it.
+struct Record(Option<(Jobs, Job)>);
+
+impl Record {
+    fn start(context: &Context, args: &Args) -> Self {
+        if args.vault.vault.is_some() {
+            return Self(None);
+        }
+        let cause = format!("restore to {}", args.to.display());
+        let started = context.load().and_then(|config| {
+            let jobs = Jobs::open(&config.jobs_dir())?;
+            let job = jobs.start(JobKind::Restore, &args.machine, &cause)?;
+            Ok((jobs, job))
+        });
+        match started {
+            Ok(started) => Self(Some(started)),
+            Err(error) => {
+                tracing::warn!(%error, "the restore goes on without a job record");
+                Self(None)
+            }
+        }
+    }
+
+    fn end(self, result: &Result<Restored>) {
+        let Some((jobs, mut job)) = self.0 else { return };
+        if let Ok(restored) = result {
+            job.bytes_total = restored.disks.iter().map(|disk| disk.bytes).sum();
+            job.bytes_done = job.bytes_total;
+        }
+        if let Err(error) = jobs.end(job, &result.as_ref().map(|_| ())) {
+            tracing::warn!(%error, "cannot write the job record");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! How answers look: JSON with stable keys, tables for people, errors with what to do.
+
+use std::io::Write;
+
+use bytesize::ByteSize;
+use comfy_table::{ContentArrangement, Table, presets};
+use nbd_proxy::{Error, Kind, Result};
+use serde::Serialize;
+
+use crate::control::ErrorBody;
+
+/// Writes a line to stdout at once. A reader that has gone away is not an error: it has read enough.
+pub fn line(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new(Kind::Io, "stdout", format!("cannot write the answer: {error}")).source(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes `answer` as JSON when asked for, else as `people` has it.
+pub fn answer<T: Serialize>(json: bool, answer: &T, people: impl FnOnce(&T) -> String) -> Result<()> {
+    if !json {
+        return line(people(answer).trim_end());
+    }
+    match serde_json::to_string_pretty(answer) {
+        Ok(text) => line(&text),
+        Err(error) => Err(Error::new(Kind::Io, "answer", format!("cannot write it as JSON: {error}"))),
+    }
+}
+
+/// Writes `error` to stderr.
+pub fn print_error(error: &Error, json: bool) {
+    let text = match serde_json::to_string(&ErrorBody::from(error)) {
+        Ok(text) if json => text,
+        _ if error.remedy.is_empty() => format!("error: {}: {}", error.object, error.message),
+        _ => format!("error: {}: {}\n  what to do: {}", error.object, error.message, error.remedy),
+    };
+    // There is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A table without frills: it survives a pipe.
+pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().copied());
+    for row in rows {
+        table.add_row(row);
+    }
+    table.to_string()
+}
+
+/// Bytes for people: `1.5 GiB`.
+pub fn size(bytes: u64) -> String {
+    ByteSize(bytes).to_string()
+}
+
+/// A duration for people: `1h 4m`, of its two largest units.
+pub fn age(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let mut rest = seconds;
+    let mut parts = Vec::new();
+    for (unit, name) in units {
+        if rest >= unit && parts.len() < 2 {
+            parts.push(format!("{}{name}", rest / unit));
+            rest %= unit;
+        } else if !parts.is_empty() {
+            break;
+        }
+    }
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
+/// `done` of `total` in whole percent; all of nothing is 100.
+pub fn percent(done: u64, total: u64) -> u64 {
+    let share = u128::from(done.min(total)) * 100;
+    share.checked_div(u128::from(total)).and_then(|percent| u64::try_from(percent).ok()).unwrap_or(100)
+}
