@@ -59,6 +59,7 @@ pub enum Command {
     Cut(commands::cut::Args),
     Pause(commands::pause::Args),
     Resume(commands::resume::Args),
+    Resync(commands::resync::Args),
     Restore(commands::restore::Args),
     Inspect(commands::inspect::Args),
     Demo(commands::demo::Args),

@@ -23,7 +23,7 @@ use nbd_proxy::{Error, Kind, Result};
 
 pub use backings::check_backings;
 pub use settings::{DEFAULT_CONFIG, RPO_WARNING};
-pub use validate::check_name;
+pub use units::parse_span;
 
 /// Everything the file says, defaults filled in.
 #[derive(Clone, Debug)]

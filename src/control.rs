@@ -27,6 +27,14 @@ pub struct About {
     pub version: String,
 }
 
+impl About {
+    /// This process in `role`.
+    pub fn of(role: &str) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { role: role.to_owned(), pid: std::process::id(), version }
+    }
+}
+
 /// An [`Error`] as it crosses a socket or is printed with `--json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ErrorBody {

@@ -4,6 +4,7 @@
 //! Stopping is asked for by SIGTERM or SIGINT and goes from the outside in: no new requests, those under way are
 //! finished and answered, then the state is made durable, then exit 0.
 
+pub mod exports;
 pub mod proxy;
 pub mod uploader;
 
@@ -13,6 +14,7 @@ use nbd_proxy::{Error, Kind, Result};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Threads that serve control requests and drive replication. The data path has threads of its own.
 const WORKERS: usize = 2;
@@ -55,4 +57,13 @@ pub async fn stopped(mut stop: watch::Receiver<bool>) {
 /// Runs `work` on a runtime of its own.
 pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     runtime()?.block_on(work)
+}
+
+/// Ends a control server: no new requests, those under way are answered.
+async fn end_control(stop: watch::Sender<bool>, control: JoinHandle<Result<()>>) -> Result<()> {
+    let _ = stop.send(true);
+    match control.await {
+        Ok(result) => result,
+        Err(error) => Err(Error::new(Kind::Io, "control socket", format!("it ended early: {error}")).source(error)),
+    }
 }

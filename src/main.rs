@@ -11,7 +11,6 @@ mod config;
 mod control;
 mod daemon;
 mod demo;
-mod jobs;
 mod logging;
 mod output;
 mod status;

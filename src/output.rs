@@ -1,9 +1,11 @@
 //! How answers look: JSON with stable keys, tables for people, errors with what to do.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use bytesize::ByteSize;
 use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::{Timestamp, Unit};
 use nbd_proxy::{Error, Kind, Result};
 use serde::Serialize;
 
@@ -78,4 +80,49 @@ pub fn age(seconds: u64) -> String {
 pub fn percent(done: u64, total: u64) -> u64 {
     let share = u128::from(done.min(total)) * 100;
     share.checked_div(u128::from(total)).and_then(|percent| u64::try_from(percent).ok()).unwrap_or(100)
+}
+
+/// A time for people: RFC 3339 to the second.
+pub fn time(at: Timestamp) -> String {
+    at.round(Unit::Second).unwrap_or(at).to_string()
+}
+
+/// The word by which a state is known in JSON.
+pub fn word<T: Serialize>(state: &T) -> String {
+    match serde_json::to_value(state) {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(other) => other.to_string(),
+        Err(_) => "?".to_owned(),
+    }
+}
+
+/// A progress bar on a terminal, and nothing anywhere else.
+#[derive(Clone, Debug)]
+pub struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    /// A bar that counts bytes.
+    pub fn bytes(what: &'static str, json: bool) -> Self {
+        if json || !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(Some(ProgressBar::new(0).with_style(style).with_message(what)))
+    }
+
+    /// `done` of `total` bytes are through.
+    pub fn at(&self, done: u64, total: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
 }

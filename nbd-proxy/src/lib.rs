@@ -4,9 +4,11 @@
 //! `backing` (files and block devices), `log`, `bitmap`, `disk` (the tracked write), `machine` (the cut over all disks),
 //! [`tracking`] (what the layer above may know). Nothing here knows object stores, the command line or TOML.
 
+pub mod backing;
 pub mod client;
 pub mod device;
 pub mod error;
+pub mod log;
 pub mod tracking;
 
 pub use error::{Error, Kind, Result};

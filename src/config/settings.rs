@@ -32,8 +32,6 @@ pub const SEGMENT_BYTES: u64 = 64 << 20;
 pub const SEGMENT_RANGE: RangeInclusive<u64> = (4 << 20)..=(1 << 30);
 /// `policy.log_limit` is at least this many segments: one being written, one in transit, and room to roll.
 pub const LOG_LIMIT_SEGMENTS: u64 = 4;
-/// The longest machine, disk or site name, in bytes.
-pub const NAME_MAX: usize = 64;
 /// The longest path of a Unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
 /// A newest point older than this is a warning, whatever the interval.

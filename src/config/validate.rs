@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nbd_proxy::{Error, Kind, Result};
+use nbd_proxy::{Error, Result};
+use uploader::keys::check_name;
 
 use super::settings::{self, File};
 use super::{Config, DiskConfig, ListenAt, MachineConfig, Policy, VaultConfig, refuse};
@@ -183,19 +184,6 @@ fn no_shared_places(config: &Config) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether `name` can name a machine, disk or site: it becomes part of paths, keys and export names.
-pub fn check_name(what: &str, name: &str) -> Result<()> {
-    let first = name.starts_with(|first: char| first.is_ascii_alphanumeric());
-    let rest = name.chars().all(|each| each.is_ascii_alphanumeric() || matches!(each, '.' | '_' | '-'));
-    if first && rest && name.len() <= settings::NAME_MAX {
-        return Ok(());
-    }
-    Err(Error::new(Kind::InvalidInput, what, format!("\"{name}\" cannot be the name of a {what}")).remedy(format!(
-        "use letters, digits, '.', '_' and '-', a letter or digit first, at most {} of them",
-        settings::NAME_MAX
-    )))
 }
 
 fn absolute(file: &Path, key: &str, path: &Path) -> Result<()> {

@@ -32,7 +32,10 @@ pub trait Source: Send + std::marker::Sync + 'static {
     /// What the sync copies, at or after `from`: extents in order; a hole is to be shipped as zero; a range between two
     /// extents is not to be shipped at all. Empty at the end. The answer may be partial: ask again from its end.
     fn sync_extents(
-        &self, disk: &str, tracking: Uuid, from: u64,
+        &self,
+        disk: &str,
+        tracking: Uuid,
+        from: u64,
     ) -> impl Future<Output = Result<Vec<Extent>>> + Send;
 
     /// Reads the live disk, at most 1 MiB, on the backing that the proxy has open.

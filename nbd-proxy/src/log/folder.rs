@@ -1,0 +1,168 @@
+//! The folder that holds a disk's segments: their names, how they are made, recycled and removed.
+//!
+//! Removal goes oldest first, and a segment stops being one (its magic is wiped) before its file is kept for reuse:
+//! after a kill at any moment what can be read as segments is a suffix of the log, never a log with a gap or with an old
+//! segment come back. Recycled files keep their blocks and their pages in the cache, which is what makes them worth keeping.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use super::format::Header;
+use super::reader::SegmentReader;
+use super::segment::SegmentFile;
+use crate::{Error, Kind, Result};
+
+/// How many used files are kept for reuse.
+const SPARE_FILES: usize = 2;
+
+/// A disk's segments on disk.
+#[derive(Debug)]
+pub struct Folder {
+    dir: PathBuf,
+    /// Space preallocated for a segment, in bytes.
+    segment_bytes: u64,
+    blanks: Mutex<Vec<PathBuf>>,
+}
+
+impl Folder {
+    /// Opens the folder `dir`, which must exist. Files left blank by an earlier run are reused.
+    pub fn open(dir: &Path, segment_bytes: u64) -> Result<Self> {
+        let mut blanks = Vec::new();
+        for (name, path) in list(dir)? {
+            if name.ends_with(".blank") {
+                blanks.push(path);
+            }
+        }
+        for extra in blanks.drain(SPARE_FILES.min(blanks.len())..) {
+            remove(&extra)?;
+        }
+        Ok(Self { dir: dir.to_owned(), segment_bytes, blanks: Mutex::new(blanks) })
+    }
+
+    /// Space preallocated for a segment, in bytes.
+    pub fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
+    /// Makes the segment that `header` describes, in a used file if there is one. Its space is allocated, so that appends
+    /// within [`Folder::segment_bytes`] do not run out of it.
+    pub fn create(&self, header: Header) -> Result<SegmentFile> {
+        let path = self.dir.join(format!("{:012}.seg", header.segment));
+        let blank = self.blanks().pop();
+        if let Some(blank) = blank {
+            fs::rename(&blank, &path).map_err(|error| Error::io("reuse a segment file", &blank, error))?;
+        }
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|error| Error::io("create the segment", &path, error))?;
+        let begun = self.allocate(&file, &path).and_then(|()| SegmentFile::begin(file, path.clone(), header));
+        if begun.is_err() {
+            remove(&path)?;
+        }
+        begun
+    }
+
+    /// The segments present, by rising number. A file that is no whole segment (cut short while it was made) is removed.
+    pub fn segments(&self) -> Result<Vec<SegmentReader>> {
+        let mut found = Vec::new();
+        for (name, path) in list(&self.dir)? {
+            if !name.ends_with(".seg") {
+                continue;
+            }
+            match SegmentReader::open_any(&path) {
+                Ok(reader) => found.push(reader),
+                Err(error) if error.kind == Kind::Corrupt && is_unborn(&path)? => remove(&path)?,
+                Err(error) => return Err(error),
+            }
+        }
+        found.sort_by_key(|reader| reader.header().segment);
+        Ok(found)
+    }
+
+    /// Ends the life of a segment. Call it for the oldest first.
+    pub fn retire(&self, path: &Path) -> Result<()> {
+        if self.blanks().len() >= SPARE_FILES {
+            return remove(path);
+        }
+        let file = match File::options().write(true).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("open the segment", path, error)),
+        };
+        file.write_all_at(&[0; 16], 0).map_err(|error| Error::io("wipe the segment header", path, error))?;
+        let blank = path.with_extension("blank");
+        fs::rename(path, &blank).map_err(|error| Error::io("keep the segment file", path, error))?;
+        self.blanks().push(blank);
+        Ok(())
+    }
+
+    /// Ends the life of every segment, oldest first.
+    pub fn retire_all(&self) -> Result<()> {
+        let mut paths: Vec<_> = list(&self.dir)?
+            .into_iter()
+            .filter(|(name, _)| name.ends_with(".seg"))
+            .map(|(_, path)| path)
+            .collect();
+        paths.sort();
+        paths.iter().try_for_each(|path| remove(path))
+    }
+
+    /// Makes the folder's entries durable.
+    pub fn sync(&self) -> Result<()> {
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|error| Error::io("sync the log folder", &self.dir, error))
+    }
+
+    fn allocate(&self, file: &File, path: &Path) -> Result<()> {
+        let len = file.metadata().map_err(|error| Error::io("look at the segment", path, error))?.len();
+        if len >= self.segment_bytes {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, self.segment_bytes) {
+            // A file system without fallocate: the space is taken as records come, and running out breaks the log then.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(Error::io("allocate the segment", path, error.into())),
+        }
+    }
+
+    fn blanks(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
+        self.blanks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Whether the file at `path` never became a segment: its magic was not written yet.
+fn is_unborn(path: &Path) -> Result<bool> {
+    let file = File::open(path).map_err(|error| Error::io("open the segment", path, error))?;
+    let mut magic = [0; 8];
+    match file.read_exact_at(&mut magic, 0) {
+        Ok(()) => Ok(magic == [0; 8]),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(true),
+        Err(error) => Err(Error::io("read the segment", path, error)),
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let entries = fs::read_dir(dir).map_err(|error| Error::io("list the log folder", dir, error))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io("list the log folder", dir, error))?;
+        found.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("remove the segment", path, error)),
+    }
+}
