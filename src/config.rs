@@ -147,15 +147,6 @@ impl Config {
         validate::validate(path, file)
     }
 
-    /// The machine called `name`.
-    pub fn machine(&self, name: &str) -> Result<&MachineConfig> {
-        self.machines.iter().find(|machine| machine.name == name).ok_or_else(|| {
-            let known: Vec<&str> = self.machines.iter().map(|machine| machine.name.as_str()).collect();
-            Error::new(Kind::NotFound, format!("machine {name}"), "this configuration has no such machine")
-                .remedy(format!("machines of {}: {}", self.file.display(), known.join(", ")))
-        })
-    }
-
     /// The proxy's control socket.
     pub fn proxy_socket(&self) -> PathBuf {
         self.state_dir.join("proxy.sock")

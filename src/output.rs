@@ -47,7 +47,7 @@ pub fn print_error(error: &Error, json: bool) {
 /// A table without frills: it survives a pipe.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().copied());
     for row in rows {
         table.add_row(row);
@@ -124,5 +124,24 @@ impl Bar {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_read_ages_and_shares() {
+        let ages = [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3_660, "1h 1m"), (3_605, "1h"), (90_000, "1d 1h")];
+        for (seconds, expected) in ages {
+            assert_eq!(age(seconds), expected);
+        }
+        assert_eq!([percent(0, 0), percent(2, 5), percent(9, 5), percent(u64::MAX - 1, u64::MAX)], [100, 40, 100, 99]);
+    }
+
+    #[test]
+    fn a_state_is_shown_by_the_word_of_its_json() {
+        assert_eq!(word(&Kind::InvalidInput), "invalid-input");
     }
 }

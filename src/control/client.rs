@@ -4,7 +4,7 @@
 //! sent again on a new one, once. That is safe for every route: each is a read, or may happen twice (a second cut joins
 //! the first, a second release names nothing).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -71,7 +71,8 @@ impl Client {
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
         let exchange = async {
-            if let Some(connection) = self.keep().pop() {
+            let kept = self.keep().pop();
+            if let Some(connection) = kept {
                 match self.exchange(connection, method.clone(), path, body.clone()).await {
                     Ok(answer) => return Ok(answer),
                     // The daemon closed it while it was idle, or died: the second try tells which.
@@ -159,9 +160,4 @@ impl Client {
         let message = format!("the {} and this command do not understand each other at {path}: {error}", self.role);
         Error::new(Kind::InvalidInput, self.object(), message).remedy("run the same version of lifeboat on both sides")
     }
-}
-
-/// Whether a daemon answers at `socket`.
-pub async fn is_served(socket: &Path) -> bool {
-    UnixStream::connect(socket).await.is_ok()
 }
