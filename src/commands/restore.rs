@@ -1,15 +1,20 @@
 //! `lifeboat restore`
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use nbd_proxy::{Error, Result};
-use ::uploader::jobs::{Job, JobKind, Jobs};
+use ::uploader::jobs::{Job, JobKind, JobState, Jobs};
 use ::uploader::listing::PointName;
 use ::uploader::restore::{Checksum, Request, Restored, restore};
 use ::uploader::vault::Vault;
+use nbd_proxy::{Error, Result};
 
 use super::{Context, VaultArgs, usage};
 use crate::output::{self, Bar};
+
+/// How often progress is written to the job record.
+const RECORD_PACE: Duration = Duration::from_secs(1);
 
 /// Rebuild a machine's disks at a point as raw files
 ///
@@ -61,12 +66,12 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let vault = crate::vault::open(&args.vault.resolve(context)?).await?;
     let record = Record::start(context, args);
-    let result = with_progress(context, args, &vault).await;
+    let result = with_progress(context, args, &vault, record.clone()).await;
     record.end(&result);
     output::answer(context.json, &result?, people)
 }
 
-async fn with_progress(context: &Context, args: &Args, vault: &Vault) -> Result<Restored> {
+async fn with_progress(context: &Context, args: &Args, vault: &Vault, record: Record) -> Result<Restored> {
     let request = Request {
         machine: args.machine.clone(),
         point: args.point.clone(),
@@ -77,7 +82,11 @@ async fn with_progress(context: &Context, args: &Args, vault: &Vault) -> Result<
     };
     let bar = Bar::bytes("restoring", context.json);
     let shown = bar.clone();
-    let result = restore(vault, &request, std::sync::Arc::new(move |done, total| shown.at(done, total))).await;
+    let progress = move |done, total| {
+        shown.at(done, total);
+        record.at(done, total);
+    };
+    let result = restore(vault, &request, Arc::new(progress)).await;
     bar.end();
     result
 }
@@ -96,21 +105,30 @@ fn people(restored: &Restored) -> String {
 }
 
 /// The job record. Only hosts with a configuration keep one; a restore does not fail for want of it.
-struct Record(Option<(Jobs, Job)>);
+#[derive(Clone)]
+struct Record(Option<Arc<(Jobs, Mutex<(Job, Instant)>)>>);
 
 impl Record {
+    /// Begins the record, or goes on with that of the same restore when it was interrupted.
     fn start(context: &Context, args: &Args) -> Self {
         if args.vault.vault.is_some() {
             return Self(None);
         }
-        let cause = format!("restore to {}", args.to.display());
+        let cause = format!("to {}", args.to.display());
         let started = context.load().and_then(|config| {
             let jobs = Jobs::open(&config.jobs_dir())?;
-            let job = jobs.start(JobKind::Restore, &args.machine, &cause)?;
-            Ok((jobs, job))
+            let interrupted = jobs.list()?.into_iter().find(|job| {
+                let same = job.machine == args.machine && job.cause == cause;
+                same && job.kind == JobKind::Restore && job.state == JobState::Running
+            });
+            let job = match interrupted {
+                Some(job) => job,
+                None => jobs.start(JobKind::Restore, &args.machine, &cause)?,
+            };
+            Ok((jobs, Mutex::new((job, Instant::now()))))
         });
         match started {
-            Ok(started) => Self(Some(started)),
+            Ok(started) => Self(Some(Arc::new(started))),
             Err(error) => {
                 tracing::warn!(%error, "the restore goes on without a job record");
                 Self(None)
@@ -118,13 +136,23 @@ impl Record {
         }
     }
 
-    fn end(self, result: &Result<Restored>) {
-        let Some((jobs, mut job)) = self.0 else { return };
-        if let Ok(restored) = result {
-            job.bytes_total = restored.disks.iter().map(|disk| disk.bytes).sum();
-            job.bytes_done = job.bytes_total;
+    /// Notes progress, and writes it down once a second.
+    fn at(&self, done: u64, total: u64) {
+        let Some((jobs, state)) = self.0.as_deref() else { return };
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.0.bytes_done, state.0.bytes_total) = (done, total);
+        if state.1.elapsed() >= RECORD_PACE {
+            state.1 = Instant::now();
+            if let Err(error) = jobs.save(&state.0) {
+                tracing::debug!(%error, "cannot write the job record");
+            }
         }
-        if let Err(error) = jobs.end(job, &result.as_ref().map(|_| ())) {
+    }
+
+    fn end(&self, result: &Result<Restored>) {
+        let Some((jobs, state)) = self.0.as_deref() else { return };
+        let job = state.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        if let Err(error) = jobs.end(job, result.as_ref().map(|_| ())) {
             tracing::warn!(%error, "cannot write the job record");
         }
     }
