@@ -88,6 +88,8 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// Where its export is served.
     pub listen: ListenAt,
+    /// Mode of the Unix socket.
+    pub socket_mode: u32,
     /// Folder of the change log; the backing's own when absent.
     pub log_dir: Option<PathBuf>,
     /// The export refuses writes.

@@ -34,6 +34,8 @@ pub const SEGMENT_RANGE: RangeInclusive<u64> = (4 << 20)..=(1 << 30);
 pub const LOG_LIMIT_SEGMENTS: u64 = 4;
 /// The longest path of a Unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
+/// `machine.disk.socket_mode`.
+pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
 /// A newest point older than this is a warning, whatever the interval.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
@@ -92,6 +94,7 @@ pub struct Disk {
     pub name: String,
     pub path: PathBuf,
     pub listen: Option<String>,
+    pub socket_mode: Option<String>,
     pub log_dir: Option<PathBuf>,
     #[serde(default)]
     pub read_only: bool,

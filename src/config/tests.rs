@@ -71,6 +71,7 @@ fn each_bad_line_is_refused_by_name() {
         (&machine(&disk("root", "a.img", "")), "not an absolute path"),
         (&machine(&disk("root", "nbd+unix:///x?socket=/s", "")), "not a file or block device"),
         (&machine(&disk("root", "/a.img", "listen = \"/run/x.sock\"")), "no place to listen at"),
+        (&machine(&disk("root", "/a.img", "socket_mode = \"rw\"")), "no file mode"),
         (&machine(&disk("root", "/a.img", "listen = \"tcp:localhost\"")), "no place to listen at"),
         (&machine(&disk("root", "/a.img", &format!("listen = \"unix:/{}\"", "x".repeat(120)))), "longer than"),
         (&machine(&format!("{plain}{}", disk("data", "/b.img", "listen = \"unix:/tmp/lb/web1-root.sock\""))), "taken"),
@@ -171,6 +172,7 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`machine.disk.name`", "128"),
         ("`machine.disk.path`", ""),
         ("`machine.disk.listen`", "unix:STATE_DIR/MACHINE-DISK.sock"),
+        ("`machine.disk.socket_mode`", "\"0600\""),
         ("`machine.disk.log_dir`", ""),
         ("`machine.disk.read_only`", "false"),
     ];

@@ -143,7 +143,22 @@ fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Re
         let message = format!("the socket path {} is longer than {} bytes", socket.display(), settings::SOCKET_PATH_MAX);
         return Err(refuse(path, format!("{place}: listen"), message, "choose a shorter path"));
     }
-    Ok(DiskConfig { name: raw.name, path: raw.path, listen, log_dir: raw.log_dir, read_only: raw.read_only })
+    let socket_mode = match &raw.socket_mode {
+        Some(text) => socket_mode(path, &place, text)?,
+        None => settings::SOCKET_MODE,
+    };
+    let settings::Disk { name, path, log_dir, read_only, .. } = raw;
+    Ok(DiskConfig { name, path, listen, socket_mode, log_dir, read_only })
+}
+
+fn socket_mode(path: &Path, place: &str, text: &str) -> Result<u32> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => {
+            let message = format!("\"{text}\" is no file mode");
+            Err(refuse(path, format!("{place}: socket_mode"), message, "write three octal digits, such as \"0660\""))
+        }
+    }
 }
 
 fn listen(path: &Path, place: &str, text: &str) -> Result<ListenAt> {

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::About;
 use super::remote::{BeginSync, Done, EndSync, Release};
 use super::server::{Refusal, blocking};
+use crate::daemon::exports::Exports;
 
 /// The most bytes that one read of a live disk answers.
 const READ_MAX: u32 = 1 << 20;
@@ -24,10 +25,37 @@ const READ_MAX: u32 = 1 << 20;
 /// The machines that this proxy serves, by name.
 pub type Machines = Arc<BTreeMap<String, Arc<Machine>>>;
 
+/// What the routes answer from.
+#[derive(Clone)]
+struct Served {
+    machines: Machines,
+    exports: Arc<Exports>,
+}
+
+impl Served {
+    fn find(&self, name: &str) -> Result<Arc<Machine>, Refusal> {
+        self.machines.get(name).cloned().ok_or_else(|| {
+            Refusal(
+                Error::new(Kind::NotFound, format!("machine {name}"), "the proxy does not serve it")
+                    .remedy("add it to the configuration and restart the proxy"),
+            )
+        })
+    }
+
+    /// The machine with the clients that its exports have.
+    fn describe(&self, machine: &Machine) -> MachineInfo {
+        let mut info = machine.info();
+        for disk in &mut info.disks {
+            disk.clients = self.exports.clients(&info.name, &disk.name);
+        }
+        info
+    }
+}
+
 type Answer<T> = Result<Json<T>, Refusal>;
 
-/// The routes over `machines`.
-pub fn routes(machines: Machines) -> Router {
+/// The routes over `machines` and their `exports`.
+pub fn routes(machines: Machines, exports: Arc<Exports>) -> Router {
     Router::new()
         .route("/v1/about", get(async || Json(About::of("proxy"))))
         .route("/v1/machines", get(list))
@@ -38,36 +66,27 @@ pub fn routes(machines: Machines) -> Router {
         .route("/v1/machines/{machine}/disks/{disk}/sync/end", post(end_sync))
         .route("/v1/machines/{machine}/disks/{disk}/extents", get(extents))
         .route("/v1/machines/{machine}/disks/{disk}/data", get(data))
-        .with_state(machines)
+        .with_state(Served { machines, exports })
 }
 
-fn find(machines: &Machines, name: &str) -> Result<Arc<Machine>, Refusal> {
-    machines.get(name).cloned().ok_or_else(|| {
-        Refusal(
-            Error::new(Kind::NotFound, format!("machine {name}"), "the proxy does not serve it")
-                .remedy("add it to the configuration and restart the proxy"),
-        )
-    })
+async fn list(State(served): State<Served>) -> Answer<Vec<MachineInfo>> {
+    blocking(move || Ok(served.machines.values().map(|machine| served.describe(machine)).collect())).await.map(Json)
 }
 
-async fn list(State(machines): State<Machines>) -> Answer<Vec<MachineInfo>> {
-    blocking(move || Ok(machines.values().map(|machine| machine.info()).collect())).await.map(Json)
+async fn info(State(served): State<Served>, Path(name): Path<String>) -> Answer<MachineInfo> {
+    let machine = served.find(&name)?;
+    blocking(move || Ok(served.describe(&machine))).await.map(Json)
 }
 
-async fn info(State(machines): State<Machines>, Path(name): Path<String>) -> Answer<MachineInfo> {
-    let machine = find(&machines, &name)?;
-    blocking(move || Ok(machine.info())).await.map(Json)
-}
-
-async fn cut(State(machines): State<Machines>, Path(name): Path<String>) -> Answer<Cut> {
-    let machine = find(&machines, &name)?;
+async fn cut(State(served): State<Served>, Path(name): Path<String>) -> Answer<Cut> {
+    let machine = served.find(&name)?;
     blocking(move || machine.cut()).await.map(Json)
 }
 
 async fn release(
-    State(machines): State<Machines>, Path(name): Path<String>, Json(body): Json<Release>,
+    State(served): State<Served>, Path(name): Path<String>, Json(body): Json<Release>,
 ) -> Answer<Done> {
-    let machine = find(&machines, &name)?;
+    let machine = served.find(&name)?;
     blocking(move || {
         machine.release(body.cut);
         Ok(Done {})
@@ -77,16 +96,16 @@ async fn release(
 }
 
 async fn begin_sync(
-    State(machines): State<Machines>, Path((name, disk)): Path<(String, String)>, Json(body): Json<BeginSync>,
+    State(served): State<Served>, Path((name, disk)): Path<(String, String)>, Json(body): Json<BeginSync>,
 ) -> Answer<Sync> {
-    let machine = find(&machines, &name)?;
+    let machine = served.find(&name)?;
     blocking(move || machine.begin_sync(&disk, body.known)).await.map(Json)
 }
 
 async fn end_sync(
-    State(machines): State<Machines>, Path((name, disk)): Path<(String, String)>, Json(body): Json<EndSync>,
+    State(served): State<Served>, Path((name, disk)): Path<(String, String)>, Json(body): Json<EndSync>,
 ) -> Answer<Done> {
-    let machine = find(&machines, &name)?;
+    let machine = served.find(&name)?;
     blocking(move || machine.end_sync(&disk, body.tracking).map(|()| Done {})).await.map(Json)
 }
 
@@ -97,9 +116,9 @@ struct ExtentsQuery {
 }
 
 async fn extents(
-    State(machines): State<Machines>, Path((name, disk)): Path<(String, String)>, Query(query): Query<ExtentsQuery>,
+    State(served): State<Served>, Path((name, disk)): Path<(String, String)>, Query(query): Query<ExtentsQuery>,
 ) -> Answer<Vec<Extent>> {
-    let machine = find(&machines, &name)?;
+    let machine = served.find(&name)?;
     blocking(move || machine.sync_extents(&disk, query.tracking, query.from)).await.map(Json)
 }
 
@@ -110,9 +129,9 @@ struct DataQuery {
 }
 
 async fn data(
-    State(machines): State<Machines>, Path((name, disk)): Path<(String, String)>, Query(query): Query<DataQuery>,
+    State(served): State<Served>, Path((name, disk)): Path<(String, String)>, Query(query): Query<DataQuery>,
 ) -> Result<Vec<u8>, Refusal> {
-    let machine = find(&machines, &name)?;
+    let machine = served.find(&name)?;
     let DataQuery { offset, len } = query;
     if len > READ_MAX {
         let message = format!("a read of {len} bytes is larger than {READ_MAX}");

@@ -16,7 +16,7 @@ use crate::control::server::{self, Ownership};
 /// A running proxy.
 pub struct Proxy {
     machines: Machines,
-    exports: Exports,
+    exports: Arc<Exports>,
     stop: watch::Sender<bool>,
     control: JoinHandle<Result<()>>,
     // Last: the role is given up when everything else has ended.
@@ -31,12 +31,12 @@ impl Proxy {
         let ownership = Ownership::claim(&config.state_dir, "proxy")?;
         let machines: Machines = Arc::new(open(config).await?);
         let exports = match Exports::serve(config, &machines) {
-            Ok(exports) => exports,
+            Ok(exports) => Arc::new(exports),
             Err(error) => return close(&machines).await.and(Err(error)),
         };
         let listener = ownership.listen()?;
         let (stop, stopped) = watch::channel(false);
-        let control = tokio::spawn(server::serve(listener, proxy_api::routes(machines.clone()), stopped));
+        let control = tokio::spawn(server::serve(listener, proxy_api::routes(machines.clone(), exports.clone()), stopped));
         tracing::info!(machines = machines.len(), "proxy is ready");
         Ok(Self { machines, exports, stop, control, _ownership: ownership })
     }
