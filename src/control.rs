@@ -11,6 +11,8 @@ pub mod client;
 pub mod proxy_api;
 pub mod remote;
 pub mod server;
+#[cfg(test)]
+mod tests;
 pub mod uploader_api;
 
 use nbd_proxy::{Error, Kind};

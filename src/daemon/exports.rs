@@ -1,7 +1,7 @@
 //! The NBD exports of the machines: which disk is served where, under which name.
 
 use std::net::ToSocketAddrs;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use nbd_proxy::server::{Export, Limits, Listen, Listener, Server};
 use nbd_proxy::{Error, Kind, Result};
