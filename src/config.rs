@@ -73,8 +73,6 @@ pub struct Policy {
     pub interval: Duration,
     /// Waits after failed attempts, in order; the last repeats.
     pub retry: Vec<Duration>,
-    /// Size of a change log segment in bytes.
-    pub segment_bytes: u64,
     /// The most that a disk's change log may hold in bytes; the proxy's own rule when absent.
     pub log_limit: Option<u64>,
 }

@@ -42,7 +42,7 @@ fn what_is_not_toml_an_unknown_key_and_a_wrong_unit() {
     let unknown = site.usual("").replace("interval =", "intervall =");
     says(&refused(&site, &unknown), "unknown field `intervall`");
     says(&refused(&site, &site.usual("").replace("\"1s\"\nretry", "1\nretry")), "without a unit");
-    says(&refused(&site, &site.usual("").replace("\"4 MiB\"", "\"4\"")), "has no unit");
+    says(&refused(&site, &site.usual("").replace("[policy]", "[policy]\nlog_limit = \"4\"")), "has no unit");
     says(&refused(&site, &site.usual("").replace("interval = \"1s\"", "interval = \"1 MiB\"")), "not a duration");
 }
 

@@ -5,10 +5,13 @@
 //! [`tracking`] (what the layer above may know). Nothing here knows object stores, the command line or TOML.
 
 pub mod backing;
+pub mod bitmap;
 pub mod client;
 pub mod device;
+pub mod disk;
 pub mod error;
 pub mod log;
+pub mod machine;
 pub mod nbd;
 pub mod server;
 pub mod tracking;

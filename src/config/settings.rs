@@ -26,12 +26,8 @@ pub const RETRY_MINUTES: [u64; 6] = [1, 2, 4, 8, 10, 30];
 pub const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 /// How many gaps `policy.retry` may list.
 pub const RETRY_COUNT: RangeInclusive<usize> = 1..=16;
-/// `policy.segment_size` in bytes.
-pub const SEGMENT_BYTES: u64 = 64 << 20;
-/// What `policy.segment_size` may be, in bytes.
-pub const SEGMENT_RANGE: RangeInclusive<u64> = (4 << 20)..=(1 << 30);
-/// `policy.log_limit` is at least this many segments: one being written, one in transit, and room to roll.
-pub const LOG_LIMIT_SEGMENTS: u64 = 4;
+/// The least `policy.log_limit`, in bytes: a segment that records, one in transit, and room to roll.
+pub const LOG_LIMIT_MIN: u64 = 256 << 20;
 /// The longest path of a Unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
 /// `machine.disk.socket_mode`.
@@ -72,7 +68,6 @@ pub struct Vault {
 pub struct Policy {
     pub interval: Option<Span>,
     pub retry: Option<Vec<Span>>,
-    pub segment_size: Option<Size>,
     pub log_limit: Option<Size>,
 }
 

@@ -36,7 +36,7 @@ fn a_plain_file_gets_every_default() {
 #[test]
 fn a_machines_policy_goes_over_the_general_one() {
     let rest = format!(
-        "[policy]\ninterval = \"5m\"\nsegment_size = \"8 MiB\"\n[[machine]]\nname = \"a\"\n{}\
+        "[policy]\ninterval = \"5m\"\n[[machine]]\nname = \"a\"\n{}\
          [machine.policy]\ninterval = \"2s\"\nretry = [\"5s\"]\nlog_limit = \"1 GiB\"\n",
         disk("d", "/a.img", "listen = \"tcp:127.0.0.1:10809\"\nread_only = true\nlog_dir = \"/logs\"")
     );
@@ -44,7 +44,7 @@ fn a_machines_policy_goes_over_the_general_one() {
     let machine = &config.machines[0];
     assert_eq!(machine.policy.interval, Duration::from_secs(2));
     assert_eq!(machine.policy.retry, [Duration::from_secs(5)]);
-    assert_eq!((machine.policy.segment_bytes, machine.policy.log_limit), (8 << 20, Some(1 << 30)));
+    assert_eq!(machine.policy.log_limit, Some(1 << 30));
     assert_eq!(machine.disks[0].listen, ListenAt::Tcp("127.0.0.1:10809".into()));
 }
 
@@ -58,9 +58,8 @@ fn each_bad_line_is_refused_by_name() {
         ("[policy]\ninterval = \"30\"", "no unit"),
         ("[policy]\ninterval = \"30 parsecs\"", "not a duration"),
         ("[policy]\ninterval = \"10ms\"", "policy.interval"),
-        ("[policy]\nsegment_size = \"64\"", "no unit"),
-        ("[policy]\nsegment_size = \"64 furlongs\"", "not a size"),
-        ("[policy]\nsegment_size = \"1 KiB\"", "policy.segment_size"),
+        ("[policy]\nlog_limit = \"64\"", "no unit"),
+        ("[policy]\nlog_limit = \"64 furlongs\"", "not a size"),
         ("[policy]\nlog_limit = \"64 MiB\"", "policy.log_limit"),
         ("[policy]\nretry = []", "policy.retry"),
         ("[[machine]]\nname = \"web 1\"", "web 1"),
@@ -165,8 +164,7 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`vault.options`", ""),
         ("`policy.interval`", "\"30s\""),
         ("`policy.retry`", "[\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]"),
-        ("`policy.segment_size`", "\"64 MiB\""),
-        ("`policy.log_limit`", "four segments"),
+        ("`policy.log_limit`", "256 MiB"),
         ("`machine.name`", "128"),
         ("`machine.policy`", ""),
         ("`machine.disk.name`", "128"),
@@ -182,7 +180,7 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
     }
     let rows = docs.lines().filter(|line| line.starts_with("| `")).count();
     assert!(rows >= keys.len());
-    let text = "interval = \"30s\"\nretry = [\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]\nsegment_size = \"64 MiB\"";
+    let text = "interval = \"30s\"\nretry = [\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]";
     let stated = with(&format!("[policy]\n{text}\n[[machine]]\nname = \"m\"\n{}", disk("d", "/d", ""))).unwrap();
     assert_eq!(stated.machines[0].policy, Policy::default());
 }

@@ -38,7 +38,6 @@ impl Default for Policy {
         Self {
             interval: settings::INTERVAL,
             retry: settings::RETRY_MINUTES.iter().map(|minutes| Duration::from_secs(minutes * 60)).collect(),
-            segment_bytes: settings::SEGMENT_BYTES,
             log_limit: None,
         }
     }
@@ -77,9 +76,6 @@ fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Res
     if let Some(retry) = raw.retry {
         policy.retry = retry.into_iter().map(|gap| gap.0).collect();
     }
-    if let Some(size) = raw.segment_size {
-        policy.segment_bytes = size.0;
-    }
     if let Some(limit) = raw.log_limit {
         policy.log_limit = Some(limit.0);
     }
@@ -92,14 +88,9 @@ fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Res
         let message = format!("{:?} is out of range", policy.retry);
         return Err(refuse(path, key("retry"), message, "1 to 16 gaps, each from \"1s\" to \"24h\""));
     }
-    if !settings::SEGMENT_RANGE.contains(&policy.segment_bytes) {
-        let message = format!("{} is out of range", bytesize::ByteSize(policy.segment_bytes));
-        return Err(refuse(path, key("segment_size"), message, "from \"4 MiB\" to \"1 GiB\""));
-    }
-    let least = policy.segment_bytes.saturating_mul(settings::LOG_LIMIT_SEGMENTS);
-    if policy.log_limit.is_some_and(|limit| limit < least) {
-        let remedy = format!("at least four segments, which is \"{}\"", bytesize::ByteSize(least));
-        return Err(refuse(path, key("log_limit"), "too small", remedy));
+    if policy.log_limit.is_some_and(|limit| limit < settings::LOG_LIMIT_MIN) {
+        let remedy = format!("at least \"{}\"", bytesize::ByteSize(settings::LOG_LIMIT_MIN));
+        return Err(refuse(path, key("log_limit"), "too small to record while a segment is in transit", remedy));
     }
     Ok(policy)
 }

@@ -87,12 +87,7 @@ async fn release(
     State(served): State<Served>, Path(name): Path<String>, Json(body): Json<Release>,
 ) -> Answer<Done> {
     let machine = served.find(&name)?;
-    blocking(move || {
-        machine.release(body.cut);
-        Ok(Done {})
-    })
-    .await
-    .map(Json)
+    blocking(move || machine.release(body.cut).map(|()| Done {})).await.map(Json)
 }
 
 async fn begin_sync(

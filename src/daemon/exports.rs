@@ -53,10 +53,10 @@ fn name(machine: &str, disk: &str) -> String {
 
 fn listener(machines: &Machines, machine: &MachineConfig, disk: &DiskConfig) -> Result<Listener> {
     let name = name(&machine.name, &disk.name);
-    let device = machines
+    let opened = machines
         .get(&machine.name)
-        .and_then(|opened| opened.disk(&disk.name))
-        .ok_or_else(|| Error::new(Kind::NotFound, &*name, "its machine was opened without this disk"))?;
+        .ok_or_else(|| Error::new(Kind::NotFound, format!("machine {}", machine.name), "it was not opened"))?;
+    let device = opened.disk(&disk.name)?.clone();
     let description = format!("disk {} of machine {}", disk.name, machine.name);
     let export = Export { name, description, device, read_only: disk.read_only };
     Ok(Listener { listen: place(&disk.listen, disk.socket_mode)?, exports: vec![export] })

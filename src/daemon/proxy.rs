@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use nbd_proxy::machine::{DiskSettings, Machine, MachineSettings};
+use nbd_proxy::disk::DiskSettings;
+use nbd_proxy::machine::{Machine, MachineSettings};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -58,7 +59,7 @@ async fn open(config: &Config) -> Result<BTreeMap<String, Arc<Machine>>> {
     let mut machines = BTreeMap::new();
     for machine in &config.machines {
         let settings = settings(machine);
-        let opened = off_thread(move || Machine::open(settings)).await?;
+        let opened = off_thread(move || Machine::open(&settings)).await?;
         machines.insert(machine.name.clone(), opened);
     }
     Ok(machines)
@@ -70,13 +71,9 @@ fn settings(machine: &MachineConfig) -> MachineSettings {
         path: disk.path.clone(),
         log_dir: disk.log_dir.clone(),
         read_only: disk.read_only,
-    });
-    MachineSettings {
-        name: machine.name.clone(),
-        disks: disks.collect(),
-        segment_bytes: machine.policy.segment_bytes,
         log_limit: machine.policy.log_limit,
-    }
+    });
+    MachineSettings { name: machine.name.clone(), disks: disks.collect() }
 }
 
 /// Closes every machine, whatever became of the one before; the first failure is reported.
