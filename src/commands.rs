@@ -74,7 +74,12 @@ impl VaultArgs {
             Some(url) => {
                 crate::vault::check_url(url)?;
                 let ca_file = self.ca_file.clone();
-                Ok(VaultConfig { url: url.clone(), ca_file, allow_http: self.allow_http, ..VaultConfig::default() })
+                Ok(VaultConfig {
+                    url: url.clone(),
+                    ca_file,
+                    allow_http: self.allow_http,
+                    ..VaultConfig::default()
+                })
             }
         }
     }

@@ -119,7 +119,10 @@ impl<'de> serde::Deserialize<'de> for Secret {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match toml::Value::deserialize(deserializer)? {
             toml::Value::String(text) => Ok(Self(text)),
-            other => Err(serde::de::Error::custom(format!("expected a text in quotes, found {}", other.type_str()))),
+            other => Err(serde::de::Error::custom(format!(
+                "expected a text in quotes, found {}",
+                other.type_str()
+            ))),
         }
     }
 }
@@ -174,6 +177,11 @@ fn unreadable(path: &Path, error: std::io::Error) -> Error {
 }
 
 /// A refusal of one key of the file.
-fn refuse(file: &Path, key: impl fmt::Display, message: impl Into<String>, remedy: impl Into<String>) -> Error {
+fn refuse(
+    file: &Path,
+    key: impl fmt::Display,
+    message: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Error {
     Error::new(Kind::InvalidInput, format!("{}: {key}", file.display()), message).remedy(remedy)
 }

@@ -34,7 +34,8 @@ pub fn runtime() -> Result<Runtime> {
 /// Turns true at the first SIGTERM or SIGINT.
 pub fn stop_signal() -> Result<watch::Receiver<bool>> {
     let failed = |error: std::io::Error| {
-        Error::new(Kind::Io, "signals", format!("cannot listen for SIGTERM and SIGINT: {error}")).source(error)
+        Error::new(Kind::Io, "signals", format!("cannot listen for SIGTERM and SIGINT: {error}"))
+            .source(error)
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -64,6 +65,8 @@ async fn end_control(stop: watch::Sender<bool>, control: JoinHandle<Result<()>>)
     let _ = stop.send(true);
     match control.await {
         Ok(result) => result,
-        Err(error) => Err(Error::new(Kind::Io, "control socket", format!("it ended early: {error}")).source(error)),
+        Err(error) => {
+            Err(Error::new(Kind::Io, "control socket", format!("it ended early: {error}")).source(error))
+        }
     }
 }

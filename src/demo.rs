@@ -89,7 +89,9 @@ fn story(dir: Option<&Path>, keep: bool, json: bool) -> Result<()> {
         taken.push((cut.point, before));
     }
 
-    say("\nNow the worst: Lifeboat is killed with -9 in mid-write, the disk and everything beside it is deleted.")?;
+    say(
+        "\nNow the worst: Lifeboat is killed with -9 in mid-write, the disk and everything beside it is deleted.",
+    )?;
     scene.lose_everything()?;
     let writes = writer.end();
     say(&format!("The client had {writes} writes acknowledged and is cut off. Only the vault is left.\n"))?;
@@ -99,16 +101,27 @@ fn story(dir: Option<&Path>, keep: bool, json: bool) -> Result<()> {
         say(&format!("  $ lifeboat restore demo --vault file://… --point {point} --to …"))?;
         let restored = scene.restore(&point)?;
         let equal = restored == before;
-        say(&format!("  restored; its SHA-256 is {}…: {}", short(&restored), if equal { "equal" } else { "DIFFERENT" }))?;
+        say(&format!(
+            "  restored; its SHA-256 is {}…: {}",
+            short(&restored),
+            if equal { "equal" } else { "DIFFERENT" }
+        ))?;
         proofs.push(Proof { point, before, restored, equal });
     }
     let outcome = Outcome { points: proofs, seconds: begun.elapsed().as_secs_f64() };
     if let Some(wrong) = outcome.points.iter().find(|proof| !proof.equal) {
-        return Err(Error::corrupt(format!("point {}", wrong.point), "what was restored is not what the disk held"));
+        return Err(Error::corrupt(
+            format!("point {}", wrong.point),
+            "what was restored is not what the disk held",
+        ));
     }
     scene.end(&say)?;
     output::answer(json, &outcome, |outcome| {
-        format!("\nAll {} points came back bit for bit, in {:.0} seconds.", outcome.points.len(), outcome.seconds)
+        format!(
+            "\nAll {} points came back bit for bit, in {:.0} seconds.",
+            outcome.points.len(),
+            outcome.seconds
+        )
     })
 }
 

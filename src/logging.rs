@@ -10,11 +10,15 @@ use crate::cli::LogFormat;
 
 /// Starts the log; `quiet` is what is shown when nobody asked for more.
 pub fn start(format: LogFormat, quiet: &str) -> Result<()> {
-    let filter = match ["LIFEBOAT_LOG", "RUST_LOG"].iter().find_map(|name| Some((name, std::env::var(name).ok()?))) {
+    let filter = match ["LIFEBOAT_LOG", "RUST_LOG"]
+        .iter()
+        .find_map(|name| Some((name, std::env::var(name).ok()?)))
+    {
         None => EnvFilter::new(quiet),
         Some((name, text)) => EnvFilter::try_new(&text).map_err(|error| {
-            Error::new(Kind::InvalidInput, *name, format!("cannot understand \"{text}\": {error}"))
-                .remedy("write a level (error, warn, info, debug, trace) or MODULE=LEVEL, separated by commas")
+            Error::new(Kind::InvalidInput, *name, format!("cannot understand \"{text}\": {error}")).remedy(
+                "write a level (error, warn, info, debug, trace) or MODULE=LEVEL, separated by commas",
+            )
         })?,
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

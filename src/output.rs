@@ -14,7 +14,11 @@ use crate::control::ErrorBody;
 /// Writes a line to stdout at once. A reader that has gone away is not an error: it has read enough.
 pub fn line(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.write_all(b"\n"))
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::new(Kind::Io, "stdout", format!("cannot write the answer: {error}")).source(error))
         }
@@ -133,11 +137,15 @@ mod tests {
 
     #[test]
     fn people_read_ages_and_shares() {
-        let ages = [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3_660, "1h 1m"), (3_605, "1h"), (90_000, "1d 1h")];
+        let ages =
+            [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3_660, "1h 1m"), (3_605, "1h"), (90_000, "1d 1h")];
         for (seconds, expected) in ages {
             assert_eq!(age(seconds), expected);
         }
-        assert_eq!([percent(0, 0), percent(2, 5), percent(9, 5), percent(u64::MAX - 1, u64::MAX)], [100, 40, 100, 99]);
+        assert_eq!(
+            [percent(0, 0), percent(2, 5), percent(9, 5), percent(u64::MAX - 1, u64::MAX)],
+            [100, 40, 100, 99]
+        );
     }
 
     #[test]

@@ -145,22 +145,34 @@ impl Machine {
 pub async fn of_daemons(config: &Config) -> Result<Report> {
     let uploader = Client::new(config.uploader_socket(), "uploader").patience(PATIENCE);
     let proxy = Client::new(config.proxy_socket(), "proxy").patience(PATIENCE);
-    let (replication, tracking) =
-        tokio::join!(uploader.get::<Vec<Status>>("/v1/machines"), proxy.get::<Vec<MachineInfo>>("/v1/machines"));
+    let (replication, tracking) = tokio::join!(
+        uploader.get::<Vec<Status>>("/v1/machines"),
+        proxy.get::<Vec<MachineInfo>>("/v1/machines")
+    );
     merge(replication, tracking, Timestamp::now())
 }
 
 /// One picture of what the uploader and the proxy say; either may be away, not both.
-fn merge(replication: Result<Vec<Status>>, tracking: Result<Vec<MachineInfo>>, now: Timestamp) -> Result<Report> {
+fn merge(
+    replication: Result<Vec<Status>>,
+    tracking: Result<Vec<MachineInfo>>,
+    now: Timestamp,
+) -> Result<Report> {
     let machines = match (replication, tracking) {
         (Err(error), Err(_)) => return Err(error),
-        (Err(error), Ok(tracking)) if error.kind == Kind::Unavailable => tracking.iter().map(Machine::of_proxy).collect(),
+        (Err(error), Ok(tracking)) if error.kind == Kind::Unavailable => {
+            tracking.iter().map(Machine::of_proxy).collect()
+        }
         (Err(error), Ok(_)) => return Err(error),
         (Ok(statuses), tracking) => {
-            let mut machines: Vec<Machine> = statuses.iter().map(|status| Machine::of_status(status, now)).collect();
+            let mut machines: Vec<Machine> =
+                statuses.iter().map(|status| Machine::of_status(status, now)).collect();
             match tracking {
                 Ok(tracking) => tracking.iter().for_each(|info| {
-                    machines.iter_mut().filter(|machine| machine.name == info.name).for_each(|each| each.with_proxy(info));
+                    machines
+                        .iter_mut()
+                        .filter(|machine| machine.name == info.name)
+                        .for_each(|each| each.with_proxy(info));
                 }),
                 Err(error) => machines.iter_mut().for_each(|machine| without_proxy(machine, &error)),
             }
@@ -188,7 +200,8 @@ pub async fn of_vault(vault: &VaultConfig) -> Result<Report> {
             Err(error) if error.kind == Kind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let age = newest.as_ref().map(|point| Timestamp::now().duration_since(point.time).as_secs_f64().max(0.0));
+        let age =
+            newest.as_ref().map(|point| Timestamp::now().duration_since(point.time).as_secs_f64().max(0.0));
         let mut machine = Machine {
             name,
             health: if newest.is_some() { Health::Normal } else { Health::Warning },

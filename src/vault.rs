@@ -36,14 +36,22 @@ pub fn store_config(vault: &VaultConfig) -> StoreConfig {
         }
     }
     options.extend(vault.options.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
-    StoreConfig { url: vault.url.clone(), options, ca_file: vault.ca_file.clone(), allow_http: vault.allow_http }
+    StoreConfig {
+        url: vault.url.clone(),
+        options,
+        ca_file: vault.ca_file.clone(),
+        allow_http: vault.allow_http,
+    }
 }
 
 /// Whether the two names say one thing: `endpoint` and `AWS_ENDPOINT_URL` do.
 fn means_the_same(option: &str, variable: &str) -> bool {
     fn bare(name: &str) -> String {
         let name = name.to_ascii_lowercase();
-        let name = ["aws_", "azure_storage_", "azure_"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(&name);
+        let name = ["aws_", "azure_storage_", "azure_"]
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix))
+            .unwrap_or(&name);
         name.strip_suffix("_url").unwrap_or(name).to_owned()
     }
     bare(option) == bare(variable)
@@ -77,7 +85,9 @@ fn unstated(error: Error) -> Error {
     if error.kind != Kind::NotFound {
         return error;
     }
-    error.remedy("to make a new vault there, write encryption = \"none\" in [vault]: its content will be readable")
+    error.remedy(
+        "to make a new vault there, write encryption = \"none\" in [vault]: its content will be readable",
+    )
 }
 
 #[cfg(test)]

@@ -148,7 +148,10 @@ fn either_daemon_may_be_killed_and_come_back() {
 
     site.kill(uploader);
     let status = machine(&site);
-    assert!(status["health"] == "warning" && status["remedy"].as_str().unwrap().contains("uploader"), "{status}");
+    assert!(
+        status["health"] == "warning" && status["remedy"].as_str().unwrap().contains("uploader"),
+        "{status}"
+    );
     write(&site, "data", 1 << 20, 3);
     let uploader = site.start("uploader");
     site.ok(&["wait", "web1", "--for", "protected", "--timeout", "60s"]);
@@ -157,7 +160,10 @@ fn either_daemon_may_be_killed_and_come_back() {
 
     restore(&site.vault(), &site.path("out"), &["--point", &newest]);
     for disk in ["root", "data"] {
-        assert!(bytes(&site.path(&format!("out/{disk}.raw"))) == bytes(&site.path(&format!("{disk}.img"))), "{disk}");
+        assert!(
+            bytes(&site.path(&format!("out/{disk}.raw"))) == bytes(&site.path(&format!("{disk}.img"))),
+            "{disk}"
+        );
     }
     let initial = site.ok(&["jobs", "--json"]).json();
     let copies = initial["jobs"].as_array().unwrap().iter().filter(|job| job["kind"] != "restore").count();
@@ -192,7 +198,9 @@ fn a_second_lifeboat_is_refused_and_names_the_first() {
         assert!(out.stderr.contains(&format!("process {run}")), "{role}: {}", out.stderr);
     }
     // Another state folder, the same disks.
-    let text = site.usual("").replace(&site.path("state").display().to_string(), &site.path("other").display().to_string());
+    let text = site
+        .usual("")
+        .replace(&site.path("state").display().to_string(), &site.path("other").display().to_string());
     std::fs::write(site.path("other.toml"), text).unwrap();
     let out = site.run(&["proxy", "--config", &site.path("other.toml").display().to_string()]);
     assert_eq!(out.code, 1, "{}", out.stderr);
@@ -206,7 +214,9 @@ fn a_vault_that_cannot_be_made_stops_nobody_and_says_what_to_do() {
     site.config(&site.usual("").replace("encryption = \"none\"", ""));
     let run = site.start("run");
     write(&site, "root", 0, 5);
-    until("the cause in status", || machine(&site)["remedy"].as_str().unwrap().contains("encryption = \"none\""));
+    until("the cause in status", || {
+        machine(&site)["remedy"].as_str().unwrap().contains("encryption = \"none\"")
+    });
     assert_ne!(machine(&site)["health"], "normal");
     assert!(!site.path("vault").exists());
     write(&site, "root", 1 << 20, 6);

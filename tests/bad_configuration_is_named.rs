@@ -13,7 +13,11 @@ fn refused(site: &Site, text: &str) -> String {
     let plain = site.run(&["proxy"]);
     assert_eq!(plain.code, 2, "{text}\n{}", plain.stderr);
     assert!(plain.stdout.is_empty(), "nothing is ready");
-    assert!(plain.stderr.contains("lifeboat.toml") && plain.stderr.contains("what to do:"), "{}", plain.stderr);
+    assert!(
+        plain.stderr.contains("lifeboat.toml") && plain.stderr.contains("what to do:"),
+        "{}",
+        plain.stderr
+    );
     let json = site.run(&["proxy", "--json"]);
     let error = json.error();
     assert_eq!((json.code, &error["kind"]), (2, &"invalid-input".into()));
@@ -43,7 +47,10 @@ fn what_is_not_toml_an_unknown_key_and_a_wrong_unit() {
     says(&refused(&site, &unknown), "unknown field `intervall`");
     says(&refused(&site, &site.usual("").replace("\"1s\"\nretry", "1\nretry")), "without a unit");
     says(&refused(&site, &site.usual("").replace("[policy]", "[policy]\nlog_limit = \"4\"")), "has no unit");
-    says(&refused(&site, &site.usual("").replace("interval = \"1s\"", "interval = \"1 MiB\"")), "not a duration");
+    says(
+        &refused(&site, &site.usual("").replace("interval = \"1s\"", "interval = \"1 MiB\"")),
+        "not a duration",
+    );
 }
 
 #[test]
@@ -56,7 +63,10 @@ fn a_machine_a_disk_or_a_socket_that_stands_twice() {
     let usual = site.usual("");
     let twice = format!("{usual}[[machine]]\nname = \"web1\"\n{}", disk("x", "other.img", ""));
     says(&refused(&site, &twice), "the machine \"web1\" is configured twice");
-    says(&refused(&site, &format!("{usual}{}", disk("root", "other.img", ""))), "the disk \"root\" is configured twice");
+    says(
+        &refused(&site, &format!("{usual}{}", disk("root", "other.img", ""))),
+        "the disk \"root\" is configured twice",
+    );
     let listen = format!("listen = \"unix:{}\"", site.socket("root").display());
     says(&refused(&site, &format!("{usual}{}", disk("x", "other.img", &listen))), "is taken already");
 }
@@ -77,7 +87,10 @@ fn a_backing_that_is_missing_or_a_directory() {
     says(&missing, "disk data");
     std::fs::create_dir(site.path("folder")).unwrap();
     says(&refused(&site, &site.usual("").replace("data.img", "folder")), "is a directory");
-    assert!(!site.path("gone.img").exists() && !site.path("state").exists(), "a refused start leaves nothing");
+    assert!(
+        !site.path("gone.img").exists() && !site.path("state").exists(),
+        "a refused start leaves nothing"
+    );
 }
 
 #[test]

@@ -14,14 +14,19 @@ fn commands() -> Vec<String> {
 #[test]
 fn every_command_has_help_with_an_example() {
     let commands = commands();
-    for needed in ["run", "proxy", "uploader", "status", "jobs", "wait", "machines", "points", "cut", "pause", "resume"] {
+    for needed in
+        ["run", "proxy", "uploader", "status", "jobs", "wait", "machines", "points", "cut", "pause", "resume"]
+    {
         assert!(commands.iter().any(|command| command == needed), "{needed} in {commands:?}");
     }
     for command in &commands {
         let help = said(bare(&[command, "--help"]));
         assert_eq!(help.code, 0);
         assert!(help.stdout.contains("Example"), "{command}: {}", help.stdout);
-        assert!(help.stdout.contains(&format!("lifeboat {command}")) || help.stdout.contains("--config"), "{command}");
+        assert!(
+            help.stdout.contains(&format!("lifeboat {command}")) || help.stdout.contains("--config"),
+            "{command}"
+        );
     }
 }
 
@@ -35,7 +40,8 @@ fn commands_that_are_not_built_do_not_appear() {
 
 #[test]
 fn wrong_usage_exits_2_and_says_so_in_json_when_asked() {
-    for args in [vec!["restore", "web1"], vec!["frobnicate"], vec!["wait", "web1", "--for", "happy"], vec![]] {
+    for args in [vec!["restore", "web1"], vec!["frobnicate"], vec!["wait", "web1", "--for", "happy"], vec![]]
+    {
         let out = said(bare(&args));
         assert_eq!((out.code, out.stdout.as_str()), (2, ""), "{args:?}");
         let mut with_json = args.clone();
@@ -68,7 +74,11 @@ fn a_command_whose_daemon_is_away_asks_whether_it_runs() {
     for args in asked {
         let out = site.run(&args);
         assert_eq!(out.code, 1, "{args:?}");
-        assert!(out.stderr.contains("is lifeboat running?") && out.stderr.contains(".sock"), "{args:?}: {}", out.stderr);
+        assert!(
+            out.stderr.contains("is lifeboat running?") && out.stderr.contains(".sock"),
+            "{args:?}: {}",
+            out.stderr
+        );
         let mut args = args;
         args.push("--json");
         assert_eq!(site.run(&args).error()["kind"], "unavailable");
@@ -89,7 +99,9 @@ fn jobs_are_listed_without_a_daemon() {
 #[test]
 fn a_vault_that_is_not_there_is_named() {
     let site = Site::with_machine();
-    for args in [vec!["points", "web1"], vec!["machines"], vec!["restore", "web1", "--to", "/tmp"], vec!["status"]] {
+    for args in
+        [vec!["points", "web1"], vec!["machines"], vec!["restore", "web1", "--to", "/tmp"], vec!["status"]]
+    {
         let mut args = args;
         let url = format!("file://{}", site.path("no-vault").display());
         args.extend(["--vault", &url, "--json"]);

@@ -166,7 +166,8 @@ impl<S: Read + Write> Client<S> {
                 REPLY_INFO => described |= self.info(&data)?,
                 kind if kind & REPLY_IS_ERROR != 0 => {
                     let said = String::from_utf8_lossy(&data).chars().take(200).collect::<String>();
-                    let message = format!("the server refused the export (error {}): {said}", kind & !REPLY_IS_ERROR);
+                    let message =
+                        format!("the server refused the export (error {}): {said}", kind & !REPLY_IS_ERROR);
                     return Err(Error::new(Kind::NotFound, &*self.export, message));
                 }
                 _ => return Err(self.nonsense("an answer of unknown kind to GO")),
@@ -234,7 +235,8 @@ impl<S: Read + Write> Client<S> {
     }
 
     fn length(&self, len: usize) -> Result<u32> {
-        u32::try_from(len).map_err(|_| Error::new(Kind::InvalidInput, &*self.export, format!("{len} bytes are too many")))
+        u32::try_from(len)
+            .map_err(|_| Error::new(Kind::InvalidInput, &*self.export, format!("{len} bytes are too many")))
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -265,5 +267,6 @@ impl<S: Read + Write> Client<S> {
 }
 
 fn lost(export: &str, what: &str, error: &io::Error) -> Error {
-    Error::new(Kind::Unavailable, export, format!("cannot {what}: {error}")).remedy("is the export still served?")
+    Error::new(Kind::Unavailable, export, format!("cannot {what}: {error}"))
+        .remedy("is the export still served?")
 }

@@ -1,7 +1,7 @@
 //! `lifeboat jobs`
 
-use nbd_proxy::Result;
 use ::uploader::jobs::{Job, Jobs};
+use nbd_proxy::Result;
 
 use super::Context;
 use crate::output;

@@ -1,9 +1,9 @@
 //! `lifeboat machines`
 
+use ::uploader::listing::{self, PointInfo, PointName};
 use jiff::Timestamp;
 use nbd_proxy::{Kind, Result};
 use serde::Serialize;
-use ::uploader::listing::{self, PointInfo, PointName};
 
 use super::{Context, VaultArgs};
 use crate::output;

@@ -1,8 +1,8 @@
 //! `lifeboat points`
 
+use ::uploader::listing::{self, PointInfo};
 use nbd_proxy::Result;
 use serde::Serialize;
-use ::uploader::listing::{self, PointInfo};
 
 use super::{Context, VaultArgs};
 use crate::output;
@@ -32,7 +32,9 @@ pub enum Generation {
 fn generation(text: &str) -> Result<Generation, String> {
     match text {
         "all" => Ok(Generation::All),
-        number => number.parse().map(Generation::Only).map_err(|_| "a generation is a number, or all".to_owned()),
+        number => {
+            number.parse().map(Generation::Only).map_err(|_| "a generation is a number, or all".to_owned())
+        }
     }
 }
 
@@ -56,7 +58,12 @@ fn people(answer: &Answer) -> String {
         return "no point yet".to_owned();
     }
     let rows = answer.points.iter().map(|point| {
-        vec![point.id.to_string(), output::time(point.time), output::word(&point.kind), output::size(point.bytes)]
+        vec![
+            point.id.to_string(),
+            output::time(point.time),
+            output::word(&point.kind),
+            output::size(point.bytes),
+        ]
     });
     output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT"], rows)
 }

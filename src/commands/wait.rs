@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use ::uploader::replicate::{DiskState, Status};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::time::{Instant, sleep};
-use ::uploader::replicate::{DiskState, Status};
 
 use super::Context;
 use crate::output;
@@ -27,8 +27,9 @@ pub struct Args {
 }
 
 fn state(text: &str) -> Result<DiskState, String> {
-    serde_json::from_value(text.into())
-        .map_err(|_| "a state is initial, protected, catching-up, resync, paused, failed or fenced".to_owned())
+    serde_json::from_value(text.into()).map_err(|_| {
+        "a state is initial, protected, catching-up, resync, paused, failed or fenced".to_owned()
+    })
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<()> {
@@ -52,10 +53,12 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
 fn late(args: &Args, status: &Status) -> Error {
     let states: Vec<String> =
         status.disks.iter().map(|disk| format!("{} is {}", disk.name, output::word(&disk.state))).collect();
-    let mut message = format!("not every disk was {} in time: {}", output::word(&args.state), states.join(", "));
+    let mut message =
+        format!("not every disk was {} in time: {}", output::word(&args.state), states.join(", "));
     if !status.cause.is_empty() {
         message.push_str(&format!("; {}", status.cause));
     }
-    let remedy = if status.remedy.is_empty() { "`lifeboat status` shows its progress" } else { &status.remedy };
+    let remedy =
+        if status.remedy.is_empty() { "`lifeboat status` shows its progress" } else { &status.remedy };
     Error::new(Kind::NotReady, format!("machine {}", args.machine), message).remedy(remedy)
 }

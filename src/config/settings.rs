@@ -27,7 +27,7 @@ pub const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 /// How many gaps `policy.retry` may list.
 pub const RETRY_COUNT: RangeInclusive<usize> = 1..=16;
 /// The least `policy.log_limit`, in bytes: a segment that records, one in transit, and room to roll.
-pub const LOG_LIMIT_MIN: u64 = 256 << 20;
+pub const LOG_LIMIT_MIN: u64 = 16 << 20;
 /// The longest path of a Unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
 /// `machine.disk.socket_mode`.

@@ -24,7 +24,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
     match text.parse::<ByteSize>() {
         Ok(size) => Ok(size.as_u64()),
-        Err(_) => Err(format!("\"{text}\" is not a size; write it as \"64 MiB\" (B, KiB, MiB, GiB, TiB, kB, MB, …)")),
+        Err(_) => Err(format!(
+            "\"{text}\" is not a size; write it as \"64 MiB\" (B, KiB, MiB, GiB, TiB, kB, MB, …)"
+        )),
     }
 }
 
@@ -35,20 +37,26 @@ pub fn parse_span(text: &str) -> Result<Duration, String> {
     if text.ends_with(|last: char| last.is_ascii_digit()) {
         return Err(format!("\"{text}\" has no unit; {example}"));
     }
-    let span = text.parse::<SignedDuration>().map_err(|_| format!("\"{text}\" is not a duration; {example}"))?;
+    let span =
+        text.parse::<SignedDuration>().map_err(|_| format!("\"{text}\" is not a duration; {example}"))?;
     Duration::try_from(span).map_err(|_| format!("\"{text}\" is negative; {example}"))
 }
 
 impl<'de> serde::Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Quantity { what: "a size with its unit, such as \"64 MiB\"", parse: parse_size }).map(Self)
+        deserializer
+            .deserialize_any(Quantity { what: "a size with its unit, such as \"64 MiB\"", parse: parse_size })
+            .map(Self)
     }
 }
 
 impl<'de> serde::Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer
-            .deserialize_any(Quantity { what: "a duration with its unit, such as \"30s\"", parse: parse_span })
+            .deserialize_any(Quantity {
+                what: "a duration with its unit, such as \"30s\"",
+                parse: parse_span,
+            })
             .map(Self)
     }
 }

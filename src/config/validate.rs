@@ -90,7 +90,12 @@ fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Res
     }
     if policy.log_limit.is_some_and(|limit| limit < settings::LOG_LIMIT_MIN) {
         let remedy = format!("at least \"{}\"", bytesize::ByteSize(settings::LOG_LIMIT_MIN));
-        return Err(refuse(path, key("log_limit"), "too small to record while a segment is in transit", remedy));
+        return Err(refuse(
+            path,
+            key("log_limit"),
+            "too small to record while a segment is in transit",
+            remedy,
+        ));
     }
     Ok(policy)
 }
@@ -100,7 +105,12 @@ fn machine(path: &Path, state_dir: &Path, raw: settings::Machine, general: &Poli
     let place = format!("machine {}", raw.name);
     let policy = policy(path, &format!("{place}: policy"), raw.policy, general)?;
     if raw.disk.is_empty() {
-        return Err(refuse(path, place, "the machine has no disk", "add a [[machine.disk]] with name and path"));
+        return Err(refuse(
+            path,
+            place,
+            "the machine has no disk",
+            "add a [[machine.disk]] with name and path",
+        ));
     }
     let mut disks: Vec<DiskConfig> = Vec::new();
     for raw_disk in raw.disk {
@@ -118,7 +128,12 @@ fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Re
     let place = format!("machine {machine}, disk {}", raw.name);
     if raw.path.to_str().is_some_and(|text| text.contains("://") || text.starts_with("nbd")) {
         let message = format!("\"{}\" is not a file or block device", raw.path.display());
-        return Err(refuse(path, format!("{place}: path"), message, "give the path of a raw image or a block device"));
+        return Err(refuse(
+            path,
+            format!("{place}: path"),
+            message,
+            "give the path of a raw image or a block device",
+        ));
     }
     absolute(path, &format!("{place}: path"), &raw.path)?;
     if let Some(log_dir) = &raw.log_dir {
@@ -131,7 +146,11 @@ fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Re
     if let ListenAt::Unix(socket) = &listen
         && socket.as_os_str().len() > settings::SOCKET_PATH_MAX
     {
-        let message = format!("the socket path {} is longer than {} bytes", socket.display(), settings::SOCKET_PATH_MAX);
+        let message = format!(
+            "the socket path {} is longer than {} bytes",
+            socket.display(),
+            settings::SOCKET_PATH_MAX
+        );
         return Err(refuse(path, format!("{place}: listen"), message, "choose a shorter path"));
     }
     let socket_mode = match &raw.socket_mode {
@@ -147,7 +166,12 @@ fn socket_mode(path: &Path, place: &str, text: &str) -> Result<u32> {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => {
             let message = format!("\"{text}\" is no file mode");
-            Err(refuse(path, format!("{place}: socket_mode"), message, "write three octal digits, such as \"0660\""))
+            Err(refuse(
+                path,
+                format!("{place}: socket_mode"),
+                message,
+                "write three octal digits, such as \"0660\"",
+            ))
         }
     }
 }
@@ -170,10 +194,8 @@ fn listen(path: &Path, place: &str, text: &str) -> Result<ListenAt> {
 
 /// Each socket and each change log folder belongs to one disk.
 fn no_shared_places(config: &Config) -> Result<()> {
-    let mut sockets = HashSet::from([
-        ListenAt::Unix(config.proxy_socket()),
-        ListenAt::Unix(config.uploader_socket()),
-    ]);
+    let mut sockets =
+        HashSet::from([ListenAt::Unix(config.proxy_socket()), ListenAt::Unix(config.uploader_socket())]);
     let mut logs = HashSet::new();
     for machine in &config.machines {
         for disk in &machine.disks {
@@ -185,7 +207,12 @@ fn no_shared_places(config: &Config) -> Result<()> {
             let folder = disk.log_dir.clone().or_else(|| disk.path.parent().map(Path::to_owned));
             if !logs.insert((folder, format!("{}-{}", machine.name, disk.name))) {
                 let message = "another disk's change log would have the same folder".to_owned();
-                return Err(refuse(&config.file, place, message, "rename the disk or give it another log_dir"));
+                return Err(refuse(
+                    &config.file,
+                    place,
+                    message,
+                    "rename the disk or give it another log_dir",
+                ));
             }
         }
     }

@@ -76,7 +76,9 @@ impl Client {
                 match self.exchange(connection, method.clone(), path, body.clone()).await {
                     Ok(answer) => return Ok(answer),
                     // The daemon closed it while it was idle, or died: the second try tells which.
-                    Err(error) => tracing::debug!(socket = %self.socket.display(), %error, "connection was closed"),
+                    Err(error) => {
+                        tracing::debug!(socket = %self.socket.display(), %error, "connection was closed")
+                    }
                 }
                 self.keep().clear();
             }
@@ -100,7 +102,11 @@ impl Client {
     }
 
     async fn exchange(
-        &self, mut connection: Connection, method: Method, path: &str, body: Bytes,
+        &self,
+        mut connection: Connection,
+        method: Method,
+        path: &str,
+        body: Bytes,
     ) -> Result<(bool, Bytes), hyper::Error> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
@@ -108,7 +114,8 @@ impl Client {
         *request.uri_mut() = path.parse().unwrap_or_default();
         let headers = request.headers_mut();
         headers.insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("lifeboat"));
-        headers.insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+        headers
+            .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
         connection.ready().await?;
         let response: Response<Incoming> = connection.send_request(request).await?;
         let success = response.status().is_success();
@@ -122,7 +129,8 @@ impl Client {
 
     async fn connect(&self) -> Result<Connection> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.absent(error))?;
-        let (connection, driver) = handshake(TokioIo::new(stream)).await.map_err(|error| self.lost("connect", &error))?;
+        let (connection, driver) =
+            handshake(TokioIo::new(stream)).await.map_err(|error| self.lost("connect", &error))?;
         tokio::spawn(async move {
             if let Err(error) = driver.await {
                 tracing::debug!(%error, "control connection ended");
@@ -148,7 +156,9 @@ impl Client {
             Kind::Denied => "run the command as the user that runs Lifeboat".to_owned(),
             _ => format!("is lifeboat running? Start `lifeboat run` or `lifeboat {}`", self.role),
         };
-        Error::new(kind, self.object(), format!("cannot reach the {}: {error}", self.role)).remedy(remedy).source(error)
+        Error::new(kind, self.object(), format!("cannot reach the {}: {error}", self.role))
+            .remedy(remedy)
+            .source(error)
     }
 
     fn lost(&self, path: &str, error: &hyper::Error) -> Error {
@@ -157,7 +167,9 @@ impl Client {
     }
 
     fn broken(&self, path: &str, error: &serde_json::Error) -> Error {
-        let message = format!("the {} and this command do not understand each other at {path}: {error}", self.role);
-        Error::new(Kind::InvalidInput, self.object(), message).remedy("run the same version of lifeboat on both sides")
+        let message =
+            format!("the {} and this command do not understand each other at {path}: {error}", self.role);
+        Error::new(Kind::InvalidInput, self.object(), message)
+            .remedy("run the same version of lifeboat on both sides")
     }
 }

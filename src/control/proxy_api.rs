@@ -70,7 +70,9 @@ pub fn routes(machines: Machines, exports: Arc<Exports>) -> Router {
 }
 
 async fn list(State(served): State<Served>) -> Answer<Vec<MachineInfo>> {
-    blocking(move || Ok(served.machines.values().map(|machine| served.describe(machine)).collect())).await.map(Json)
+    blocking(move || Ok(served.machines.values().map(|machine| served.describe(machine)).collect()))
+        .await
+        .map(Json)
 }
 
 async fn info(State(served): State<Served>, Path(name): Path<String>) -> Answer<MachineInfo> {
@@ -84,21 +86,27 @@ async fn cut(State(served): State<Served>, Path(name): Path<String>) -> Answer<C
 }
 
 async fn release(
-    State(served): State<Served>, Path(name): Path<String>, Json(body): Json<Release>,
+    State(served): State<Served>,
+    Path(name): Path<String>,
+    Json(body): Json<Release>,
 ) -> Answer<Done> {
     let machine = served.find(&name)?;
     blocking(move || machine.release(body.cut).map(|()| Done {})).await.map(Json)
 }
 
 async fn begin_sync(
-    State(served): State<Served>, Path((name, disk)): Path<(String, String)>, Json(body): Json<BeginSync>,
+    State(served): State<Served>,
+    Path((name, disk)): Path<(String, String)>,
+    Json(body): Json<BeginSync>,
 ) -> Answer<Sync> {
     let machine = served.find(&name)?;
     blocking(move || machine.begin_sync(&disk, body.known)).await.map(Json)
 }
 
 async fn end_sync(
-    State(served): State<Served>, Path((name, disk)): Path<(String, String)>, Json(body): Json<EndSync>,
+    State(served): State<Served>,
+    Path((name, disk)): Path<(String, String)>,
+    Json(body): Json<EndSync>,
 ) -> Answer<Done> {
     let machine = served.find(&name)?;
     blocking(move || machine.end_sync(&disk, body.tracking).map(|()| Done {})).await.map(Json)
@@ -111,7 +119,9 @@ struct ExtentsQuery {
 }
 
 async fn extents(
-    State(served): State<Served>, Path((name, disk)): Path<(String, String)>, Query(query): Query<ExtentsQuery>,
+    State(served): State<Served>,
+    Path((name, disk)): Path<(String, String)>,
+    Query(query): Query<ExtentsQuery>,
 ) -> Answer<Vec<Extent>> {
     let machine = served.find(&name)?;
     blocking(move || machine.sync_extents(&disk, query.tracking, query.from)).await.map(Json)
@@ -124,7 +134,9 @@ struct DataQuery {
 }
 
 async fn data(
-    State(served): State<Served>, Path((name, disk)): Path<(String, String)>, Query(query): Query<DataQuery>,
+    State(served): State<Served>,
+    Path((name, disk)): Path<(String, String)>,
+    Query(query): Query<DataQuery>,
 ) -> Result<Vec<u8>, Refusal> {
     let machine = served.find(&name)?;
     let DataQuery { offset, len } = query;

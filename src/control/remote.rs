@@ -78,7 +78,10 @@ impl Source for RemoteMachine {
     }
 
     async fn read(&self, disk: &str, offset: u64, len: u32) -> Result<Bytes> {
-        let bytes = self.client.get_bytes(&format!("{}/disks/{disk}/data?offset={offset}&len={len}", self.base)).await?;
+        let bytes = self
+            .client
+            .get_bytes(&format!("{}/disks/{disk}/data?offset={offset}&len={len}", self.base))
+            .await?;
         match u32::try_from(bytes.len()) {
             Ok(got) if got == len => Ok(bytes),
             _ => Err(Error::new(

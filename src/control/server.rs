@@ -29,8 +29,9 @@ pub struct Ownership {
 impl Ownership {
     /// Claims `role` in `state_dir`, which is made if it is missing.
     pub fn claim(state_dir: &Path, role: &'static str) -> Result<Self> {
-        std::fs::create_dir_all(state_dir)
-            .map_err(|error| Error::io("create the state folder", state_dir, error).remedy("set state_dir"))?;
+        std::fs::create_dir_all(state_dir).map_err(|error| {
+            Error::io("create the state folder", state_dir, error).remedy("set state_dir")
+        })?;
         let path = state_dir.join(format!("{role}.lock"));
         let mut lock = File::options()
             .read(true)
@@ -60,11 +61,14 @@ impl Ownership {
     pub fn listen(&self) -> Result<UnixListener> {
         let path = self.socket();
         match std::fs::remove_file(&path) {
-            Ok(()) => tracing::info!(socket = %path.display(), "replaced the control socket of a daemon that died"),
+            Ok(()) => {
+                tracing::info!(socket = %path.display(), "replaced the control socket of a daemon that died")
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("replace the stale control socket", &path, error)),
         }
-        let listener = UnixListener::bind(&path).map_err(|error| Error::io("listen on the control socket", &path, error))?;
+        let listener = UnixListener::bind(&path)
+            .map_err(|error| Error::io("listen on the control socket", &path, error))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
             .map_err(|error| Error::io("set the mode of the control socket", &path, error))?;
         Ok(listener)
@@ -135,8 +139,8 @@ where
 {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(Refusal),
-        Err(error) => {
-            Err(Refusal(Error::new(Kind::Io, "control request", format!("it ended early: {error}")).source(error)))
-        }
+        Err(error) => Err(Refusal(
+            Error::new(Kind::Io, "control request", format!("it ended early: {error}")).source(error),
+        )),
     }
 }

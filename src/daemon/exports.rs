@@ -53,9 +53,9 @@ fn name(machine: &str, disk: &str) -> String {
 
 fn listener(machines: &Machines, machine: &MachineConfig, disk: &DiskConfig) -> Result<Listener> {
     let name = name(&machine.name, &disk.name);
-    let opened = machines
-        .get(&machine.name)
-        .ok_or_else(|| Error::new(Kind::NotFound, format!("machine {}", machine.name), "it was not opened"))?;
+    let opened = machines.get(&machine.name).ok_or_else(|| {
+        Error::new(Kind::NotFound, format!("machine {}", machine.name), "it was not opened")
+    })?;
     let device = opened.disk(&disk.name)?.clone();
     let description = format!("disk {} of machine {}", disk.name, machine.name);
     let export = Export { name, description, device, read_only: disk.read_only };
@@ -68,8 +68,10 @@ fn place(listen: &ListenAt, mode: u32) -> Result<Listen> {
         ListenAt::Tcp(address) => address,
     };
     let failed = |message: String| {
-        Error::new(Kind::InvalidInput, listen.to_string(), message).remedy("name an address of this host in listen")
+        Error::new(Kind::InvalidInput, listen.to_string(), message)
+            .remedy("name an address of this host in listen")
     };
-    let mut found = address.to_socket_addrs().map_err(|error| failed(format!("cannot find the address: {error}")))?;
+    let mut found =
+        address.to_socket_addrs().map_err(|error| failed(format!("cannot find the address: {error}")))?;
     found.next().map(Listen::Tcp).ok_or_else(|| failed("the name has no address".to_owned()))
 }

@@ -37,7 +37,11 @@ impl Proxy {
         };
         let listener = ownership.listen()?;
         let (stop, stopped) = watch::channel(false);
-        let control = tokio::spawn(server::serve(listener, proxy_api::routes(machines.clone(), exports.clone()), stopped));
+        let control = tokio::spawn(server::serve(
+            listener,
+            proxy_api::routes(machines.clone(), exports.clone()),
+            stopped,
+        ));
         tracing::info!(machines = machines.len(), "proxy is ready");
         Ok(Self { machines, exports, stop, control, _ownership: ownership })
     }
@@ -89,6 +93,8 @@ async fn close(machines: &Machines) -> Result<()> {
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(Error::new(Kind::Io, "proxy", format!("its work ended early: {error}")).source(error)),
+        Err(error) => {
+            Err(Error::new(Kind::Io, "proxy", format!("its work ended early: {error}")).source(error))
+        }
     }
 }

@@ -45,8 +45,12 @@ impl Scene {
             None => std::env::temp_dir().join(format!("lifeboat-demo-{}", std::process::id())),
         };
         if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(Error::new(Kind::Exists, dir.display().to_string(), "the scratch folder is not empty")
-                .remedy("name one that is absent or empty with --dir"));
+            return Err(Error::new(
+                Kind::Exists,
+                dir.display().to_string(),
+                "the scratch folder is not empty",
+            )
+            .remedy("name one that is absent or empty with --dir"));
         }
         let scene = Self { dir, keep, daemon: None };
         scene.make_folder("site")?;
@@ -70,7 +74,8 @@ impl Scene {
     pub fn start(&mut self) -> Result<()> {
         let log_path = self.dir.join("lifeboat.log");
         let log = File::create(&log_path).map_err(|error| Error::io("create", &log_path, error))?;
-        let mut child = self.lifeboat(&["run"])?.stdout(Stdio::piped()).stderr(log).spawn().map_err(failed("start"))?;
+        let mut child =
+            self.lifeboat(&["run"])?.stdout(Stdio::piped()).stderr(log).spawn().map_err(failed("start"))?;
         let stdout = child.stdout.take();
         self.daemon = Some(child);
         let (sender, said) = mpsc::channel();
@@ -102,8 +107,9 @@ impl Scene {
     pub fn command_json<T: DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
         let mut args = args.to_vec();
         args.push("--json");
-        serde_json::from_slice(&self.command(&args)?)
-            .map_err(|error| Error::corrupt(format!("lifeboat {}", args.join(" ")), format!("an odd answer: {error}")))
+        serde_json::from_slice(&self.command(&args)?).map_err(|error| {
+            Error::corrupt(format!("lifeboat {}", args.join(" ")), format!("an odd answer: {error}"))
+        })
     }
 
     /// Kills the daemon with -9 and deletes the whole site: disk, change log, state, configuration.
@@ -223,5 +229,7 @@ fn hex(hash: Sha256) -> String {
 }
 
 fn failed(what: &'static str) -> impl Fn(std::io::Error) -> Error {
-    move |error| Error::new(Kind::Io, "lifeboat", format!("cannot {what} this program: {error}")).source(error)
+    move |error| {
+        Error::new(Kind::Io, "lifeboat", format!("cannot {what} this program: {error}")).source(error)
+    }
 }

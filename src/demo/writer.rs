@@ -77,8 +77,11 @@ impl Writer {
     /// Connects and begins.
     pub fn start(socket: &Path, export: &str) -> Result<Self> {
         let client = Client::connect(socket, export)?;
-        let shared =
-            Arc::new(Shared { gate: Mutex::new(()), ended: AtomicBool::new(false), writes: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            gate: Mutex::new(()),
+            ended: AtomicBool::new(false),
+            writes: AtomicU64::new(0),
+        });
         let theirs = shared.clone();
         let thread = std::thread::spawn(move || write(client, &theirs));
         Ok(Self { shared, thread })

@@ -29,7 +29,8 @@ pub fn people(report: &Report) -> String {
 
 fn rpo(seconds: f64) -> String {
     // A time that fits no Duration is no age of a point.
-    std::time::Duration::try_from_secs_f64(seconds).map_or_else(|_| "-".to_owned(), |age| output::age(age.as_secs()))
+    std::time::Duration::try_from_secs_f64(seconds)
+        .map_or_else(|_| "-".to_owned(), |age| output::age(age.as_secs()))
 }
 
 fn disk(disk: &Disk) -> Vec<String> {
@@ -39,7 +40,8 @@ fn disk(disk: &Disk) -> Vec<String> {
     } else {
         String::new()
     };
-    let waiting = format!("{} to ship, {} of log", output::size(disk.dirty_bytes), output::size(disk.log_bytes));
+    let waiting =
+        format!("{} to ship, {} of log", output::size(disk.dirty_bytes), output::size(disk.log_bytes));
     vec![format!("  {}", disk.name), disk.state.clone(), copied, String::new(), waiting]
 }
 

@@ -44,7 +44,10 @@ fn the_proxy_says_how_much_waits_and_the_uploader_the_rest() {
     assert_eq!((disk.state.as_str(), disk.bytes_done, disk.bytes_total), ("initial", 400, 1000));
     assert_eq!((disk.dirty_bytes, disk.log_bytes), (4096, 8192));
     let text = people(&report);
-    assert!(text.contains("40 %") && text.contains("no point yet") && text.contains("4.0 KiB to ship"), "{text}");
+    assert!(
+        text.contains("40 %") && text.contains("no point yet") && text.contains("4.0 KiB to ship"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A scratch site: a folder with disks, a configuration, a vault, and the program itself. What it starts, it ends.
 
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -25,7 +26,8 @@ pub struct Said {
 
 impl Said {
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {}{}", self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error} in {}{}", self.stdout, self.stderr))
     }
 
     pub fn error(&self) -> Value {

@@ -61,7 +61,8 @@ fn talk(parts: &[Vec<u8>]) -> Result<Client<Script>> {
 }
 
 fn agreed(rest: &[Vec<u8>]) -> Client<Script> {
-    let mut parts = vec![greeting(), export(1 << 20, 1 | FLAG_FLUSH | FLAG_TRIM), option_reply(REPLY_ACK, &[])];
+    let mut parts =
+        vec![greeting(), export(1 << 20, 1 | FLAG_FLUSH | FLAG_TRIM), option_reply(REPLY_ACK, &[])];
     parts.extend_from_slice(rest);
     talk(&parts).unwrap()
 }
