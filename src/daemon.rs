@@ -2,7 +2,7 @@
 //! same sockets. This file holds what they share: the runtime, and when to stop.
 //!
 //! Stopping is asked for by SIGTERM or SIGINT and goes from the outside in: no new requests, those under way are
-//! finished and answered, then the state is made durable, then exit 0.
+//! finished and answered, then the state is made durable, then exit 0. A second signal ends the process at once.
 
 pub mod exports;
 pub mod proxy;
@@ -20,6 +20,9 @@ use tokio::task::JoinHandle;
 const WORKERS: usize = 2;
 /// Threads for work that blocks: disk reads, compression, folder vaults. Bounds what they hold in memory.
 const BLOCKING: usize = 16;
+
+/// The exit code after a second signal: nothing is lost by it that a kill would not lose, which is nothing.
+const KILLED: i32 = 1;
 
 /// The runtime of a daemon or command.
 pub fn runtime() -> Result<Runtime> {
@@ -41,11 +44,16 @@ pub fn stop_signal() -> Result<watch::Receiver<bool>> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
-        }
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        tracing::info!("{}: stopping", next().await);
         let _ = sender.send(true);
+        tracing::warn!("{} again: ending at once, as if killed", next().await);
+        std::process::exit(KILLED);
     });
     Ok(receiver)
 }

@@ -110,7 +110,7 @@ impl Machine {
         Self {
             name: info.name.clone(),
             health: Health::Warning,
-            cause: "the uploader does not run: writes are recorded and not shipped".to_owned(),
+            cause: "the uploader does not run: nothing is shipped".to_owned(),
             remedy: "start `lifeboat uploader`".to_owned(),
             generation: None,
             rpo_seconds: None,

@@ -1,6 +1,8 @@
 //! The way of a machine through the commands: run, wait, cut, points, status, restore; over restarts of either daemon;
 //! and, at the end, with nothing left but the vault.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod site;
 
 use std::path::Path;

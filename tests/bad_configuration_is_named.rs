@@ -1,6 +1,8 @@
 //! Whatever is wrong with the configuration, the message names the file, the thing and the remedy, the exit code is 2,
 //! and nothing was touched.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod site;
 
 use std::os::unix::fs::symlink;

@@ -1,5 +1,7 @@
 //! Help with an example for every command, exit codes, JSON errors, and what is said when nobody serves.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod site;
 
 use site::{Site, bare, said};

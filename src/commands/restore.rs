@@ -106,7 +106,13 @@ fn people(restored: &Restored) -> String {
 
 /// The job record. Only hosts with a configuration keep one; a restore does not fail for want of it.
 #[derive(Clone)]
-struct Record(Option<Arc<(Jobs, Mutex<(Job, Instant)>)>>);
+struct Record(Option<Arc<Ongoing>>);
+
+struct Ongoing {
+    jobs: Jobs,
+    /// The job, and when it was last written down.
+    state: Mutex<(Job, Instant)>,
+}
 
 impl Record {
     /// Begins the record, or goes on with that of the same restore when it was interrupted.
@@ -125,7 +131,7 @@ impl Record {
                 Some(job) => job,
                 None => jobs.start(JobKind::Restore, &args.machine, &cause)?,
             };
-            Ok((jobs, Mutex::new((job, Instant::now()))))
+            Ok(Ongoing { jobs, state: Mutex::new((job, Instant::now())) })
         });
         match started {
             Ok(started) => Self(Some(Arc::new(started))),
@@ -138,7 +144,7 @@ impl Record {
 
     /// Notes progress, and writes it down once a second.
     fn at(&self, done: u64, total: u64) {
-        let Some((jobs, state)) = self.0.as_deref() else { return };
+        let Some(Ongoing { jobs, state }) = self.0.as_deref() else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         (state.0.bytes_done, state.0.bytes_total) = (done, total);
         if state.1.elapsed() >= RECORD_PACE {
@@ -150,7 +156,7 @@ impl Record {
     }
 
     fn end(&self, result: &Result<Restored>) {
-        let Some((jobs, state)) = self.0.as_deref() else { return };
+        let Some(Ongoing { jobs, state }) = self.0.as_deref() else { return };
         let job = state.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
         if let Err(error) = jobs.end(job, result.as_ref().map(|_| ())) {
             tracing::warn!(%error, "cannot write the job record");

@@ -199,3 +199,17 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         with(&format!("[policy]\n{text}\n[[machine]]\nname = \"m\"\n{}", disk("d", "/d", ""))).unwrap();
     assert_eq!(stated.machines[0].policy, Policy::default());
 }
+
+#[test]
+fn every_example_in_the_documents_is_taken() {
+    let documents = [include_str!("../../README.md"), include_str!("../../docs/operations.md")];
+    let mut examples = 0;
+    for document in documents {
+        for block in document.split("```toml\n").skip(1) {
+            let text = block.split("```").next().unwrap();
+            load(&format!("site = \"lund\"\n{}", text.replace("site = \"lund\"\n", ""))).expect(text);
+            examples += 1;
+        }
+    }
+    assert_eq!(examples, 3);
+}

@@ -1,7 +1,6 @@
 //! A scratch site: a folder with disks, a configuration, a vault, and the program itself. What it starts, it ends.
 
 #![allow(dead_code, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
