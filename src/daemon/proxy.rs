@@ -30,12 +30,12 @@ impl Proxy {
     pub async fn start(config: &Config) -> Result<Self> {
         check_backings(config)?;
         let ownership = Ownership::claim(&config.state_dir, "proxy")?;
+        let listener = ownership.listen()?;
         let machines: Machines = Arc::new(open(config).await?);
         let exports = match Exports::serve(config, &machines) {
             Ok(exports) => Arc::new(exports),
             Err(error) => return close(&machines).await.and(Err(error)),
         };
-        let listener = ownership.listen()?;
         let (stop, stopped) = watch::channel(false);
         let control = tokio::spawn(server::serve(
             listener,
