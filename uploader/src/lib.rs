@@ -8,20 +8,20 @@
 //! The crate knows nothing of NBD, the command line or TOML, reads no environment and starts no runtime: a caller
 //! hands in settings as plain data and polls what it gets.
 
-// pub mod blockmap;
-// pub mod changes;
+pub mod blockmap;
+pub mod changes;
 pub mod commit;
 pub mod delta;
 pub mod digest;
-// pub mod inspect;
+pub mod inspect;
 pub mod intervals;
-// pub mod jobs;
+pub mod jobs;
 pub mod keys;
 pub mod line;
-// pub mod listing;
+pub mod listing;
 pub mod point;
-// pub mod replicate;
-// pub mod restore;
+pub mod replicate;
+pub mod restore;
 pub mod source;
 pub mod store;
 pub mod vault;
