@@ -119,7 +119,7 @@ fn a_vault_that_is_not_there_is_named() {
 fn inspect_names_what_is_no_file_of_ours() {
     let site = Site::with_machine();
     let out = site.run(&["inspect", &site.path("lifeboat.toml").display().to_string()]);
-    assert_eq!(out.code, 1, "{}", out.stderr);
+    assert_eq!(out.code, 2, "{}", out.stderr);
     assert!(out.stderr.contains("lifeboat.toml"));
     assert_eq!(site.run(&["inspect", "/nowhere"]).code, 1);
 }

@@ -74,7 +74,7 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
 async fn with_progress(context: &Context, args: &Args, vault: &Vault, record: Record) -> Result<Restored> {
     let request = Request {
         machine: args.machine.clone(),
-        point: args.point.clone(),
+        point: args.point,
         disks: args.disk.clone(),
         to: args.to.clone(),
         force: args.force,
