@@ -48,6 +48,11 @@ const RECORD_MAGIC: &[u8; 4] = b"LBR1";
 const VERSION: u32 = 1;
 const CHECKED: std::ops::Range<usize> = 16..104;
 
+/// Whether a file that starts so claims to be a segment, of whatever version.
+pub fn is_segment(start: &[u8]) -> bool {
+    start.starts_with(MAGIC)
+}
+
 /// What identifies a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
