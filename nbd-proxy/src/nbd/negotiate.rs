@@ -107,7 +107,10 @@ enum Phase {
     Flags,
     Options,
     /// Throwing away the payload of an option that is too long to be looked at.
-    Skip { option: u32, left: usize },
+    Skip {
+        option: u32,
+        left: usize,
+    },
 }
 
 /// One handshake.
@@ -125,7 +128,14 @@ pub struct Negotiation {
 impl Negotiation {
     /// A handshake that offers `exports`. Where there is exactly one, the empty name means it as well.
     pub fn new(exports: Arc<[ExportInfo]>) -> Self {
-        Self { exports, phase: Phase::Flags, no_zeroes: false, structured: false, allocation: None, options: 0 }
+        Self {
+            exports,
+            phase: Phase::Flags,
+            no_zeroes: false,
+            structured: false,
+            allocation: None,
+            options: 0,
+        }
     }
 
     /// What the server says first.
@@ -279,8 +289,7 @@ impl Negotiation {
         };
         let flags = export.flags(self.structured);
         let item = |kind: u16| kind.to_be_bytes();
-        answer
-            .reply(rep::INFO, &[&item(info::EXPORT), &export.size.to_be_bytes(), &flags.to_be_bytes()]);
+        answer.reply(rep::INFO, &[&item(info::EXPORT), &export.size.to_be_bytes(), &flags.to_be_bytes()]);
         if request.want_name {
             answer.reply(rep::INFO, &[&item(info::NAME), export.name.as_bytes()]);
         }

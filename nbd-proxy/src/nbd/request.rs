@@ -116,7 +116,8 @@ const PAST_END: Refusal = refuse(Errno::Inval, "the range ends past the end of t
 const NO_ROOM: Refusal = refuse(Errno::NoSpc, "the range ends past the end of the export");
 const READ_ONLY: Refusal = refuse(Errno::Perm, "the export is read-only");
 const NOT_OFFERED: Refusal = refuse(Errno::Inval, "the export does not offer this command");
-const BAD_FLAGS: Refusal = refuse(Errno::Inval, "a flag that this command does not have, or that was not offered");
+const BAD_FLAGS: Refusal =
+    refuse(Errno::Inval, "a flag that this command does not have, or that was not offered");
 const TOO_LONG: Refusal = refuse(Errno::Inval, "more than 64 MiB in one request");
 const NOT_EMPTY: Refusal = refuse(Errno::Inval, "a flush has neither offset nor length");
 const EMPTY: Refusal = refuse(Errno::Inval, "an empty range has no block status");

@@ -153,7 +153,8 @@ fn serve(socket: &Arc<Socket>, room: &Room, share: &Share, deadline: Instant) {
     });
     let member = Clients::enter(&session);
     // Only now may the client believe that it is connected: nothing older will be carried out behind its back.
-    if member.wait_for_hung_up() && socket.send_by(&answer, Instant::now() + Duration::from_secs(10)).is_ok() {
+    if member.wait_for_hung_up() && socket.send_by(&answer, Instant::now() + Duration::from_secs(10)).is_ok()
+    {
         tracing::debug!(export = session.export, "a client has connected");
         Connection::new(session, inbox).run();
     }

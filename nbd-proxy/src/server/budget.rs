@@ -5,8 +5,8 @@
 //! big payloads in smaller pieces, so that the process stays within `budget + connections × small` however many clients
 //! come. Buffers are touched lazily: a connection with small requests never costs its share.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Sizes that a connection works with, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

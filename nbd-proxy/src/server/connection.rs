@@ -247,9 +247,7 @@ impl Connection {
         let session = Arc::clone(&self.session);
         let device = &*session.disk.device;
         let head = match u32::try_from(len) {
-            Ok(len) if session.negotiated.structured => {
-                reply::data(cookie, offset, len, true).to_vec()
-            }
+            Ok(len) if session.negotiated.structured => reply::data(cookie, offset, len, true).to_vec(),
             _ => reply::simple(cookie, None).to_vec(),
         };
         self.out.put(&head);

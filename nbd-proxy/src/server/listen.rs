@@ -83,7 +83,9 @@ fn tcp(address: SocketAddr) -> Result<Bound> {
 
 fn unix(path: &Path, mode: u32) -> Result<Bound> {
     let failed = |what: &'static str| {
-        move |error: rustix::io::Errno| Error::io(what, path, error.into()).remedy("check the socket's folder")
+        move |error: rustix::io::Errno| {
+            Error::io(what, path, error.into()).remedy("check the socket's folder")
+        }
     };
     let address = SocketAddrUnix::new(path).map_err(|error| {
         Error::new(Kind::InvalidInput, path.display().to_string(), "the path of a socket is too long")
@@ -118,8 +120,12 @@ fn clear_the_way(path: &Path, address: &SocketAddrUnix) -> Result<()> {
         Err(error) => return Err(Error::io("look at the socket", path, error)),
     };
     if !meta.file_type().is_socket() {
-        return Err(Error::new(Kind::Exists, path.display().to_string(), "there is a file that is not a socket")
-            .remedy("move it away, or choose another path for the socket"));
+        return Err(Error::new(
+            Kind::Exists,
+            path.display().to_string(),
+            "there is a file that is not a socket",
+        )
+        .remedy("move it away, or choose another path for the socket"));
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
