@@ -6,6 +6,8 @@
 use std::future::Future;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use nbd_proxy::Result;
 use nbd_proxy::device::Extent;
 use nbd_proxy::tracking::{Cut, MachineInfo, Sync};
@@ -43,4 +45,49 @@ pub trait Source: Send + std::marker::Sync + 'static {
 
     /// The point that holds the whole sync is committed: the disk is exact under `tracking`.
     fn end_sync(&self, disk: &str, tracking: Uuid) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// A [`Source`] behind a pointer, so that the loop is compiled once and not for each kind of source.
+pub(crate) trait AnySource: Send + std::marker::Sync {
+    fn machine(&self) -> BoxFuture<'_, Result<MachineInfo>>;
+    fn cut(&self) -> BoxFuture<'_, Result<Cut>>;
+    fn release(&self, cut: Uuid) -> BoxFuture<'_, Result<()>>;
+    fn begin_sync<'a>(&'a self, disk: &'a str, known: Option<Uuid>) -> BoxFuture<'a, Result<Sync>>;
+    fn sync_extents<'a>(
+        &'a self, disk: &'a str, tracking: Uuid, from: u64,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>>;
+    fn read<'a>(&'a self, disk: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes>>;
+    fn end_sync<'a>(&'a self, disk: &'a str, tracking: Uuid) -> BoxFuture<'a, Result<()>>;
+}
+
+impl<S: Source> AnySource for S {
+    fn machine(&self) -> BoxFuture<'_, Result<MachineInfo>> {
+        Source::machine(self).boxed()
+    }
+
+    fn cut(&self) -> BoxFuture<'_, Result<Cut>> {
+        Source::cut(self).boxed()
+    }
+
+    fn release(&self, cut: Uuid) -> BoxFuture<'_, Result<()>> {
+        Source::release(self, cut).boxed()
+    }
+
+    fn begin_sync<'a>(&'a self, disk: &'a str, known: Option<Uuid>) -> BoxFuture<'a, Result<Sync>> {
+        Source::begin_sync(self, disk, known).boxed()
+    }
+
+    fn sync_extents<'a>(
+        &'a self, disk: &'a str, tracking: Uuid, from: u64,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Source::sync_extents(self, disk, tracking, from).boxed()
+    }
+
+    fn read<'a>(&'a self, disk: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes>> {
+        Source::read(self, disk, offset, len).boxed()
+    }
+
+    fn end_sync<'a>(&'a self, disk: &'a str, tracking: Uuid) -> BoxFuture<'a, Result<()>> {
+        Source::end_sync(self, disk, tracking).boxed()
+    }
 }

@@ -1,0 +1,463 @@
+//! One client's thread: receive, carry out everything that is complete, answer, wait.
+//!
+//! Each wake-up is one receive into a large buffer and, in the cached case, one send. All requests that are complete
+//! in the buffer are handled in between: reads from the page cache straight into the reply buffer, plain writes
+//! gathered into one batch for the device (all of them are in flight at once, so a read may overtake them). What may
+//! wait goes to the workers. Payloads larger than the buffer are written in pieces as they arrive; an error is
+//! remembered, the rest is read off the stream, then comes the one reply.
+//!
+//! The thread ends when the client has hung up, said goodbye or fallen out of step, or the server stops: it reads
+//! nothing more, waits for what its workers have in flight, sends what can be sent, and leaves.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::buffer::{Inbox, Staging};
+use super::outbox::{Patience, Standing};
+use super::read::{self, Answer};
+use super::session::{Job, Session, Work};
+use super::socket::Wake;
+use crate::device::{Extent, Write, ZeroMode};
+use crate::nbd::wire::{REQUEST_LEN, SIMPLE_REPLY_LEN};
+use crate::nbd::{Cookie, RawRequest, Refusal, Request, reply};
+
+/// Room in the reply buffer besides one chunk.
+pub(super) const REPLY_SLACK: usize = 8 << 10;
+/// Bulky buffers are given back after so long without a request.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Whether the connection goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    On,
+    End,
+}
+
+/// A plain write whose payload lies in the inbox.
+struct Pending {
+    cookie: Cookie,
+    offset: u64,
+    position: usize,
+    len: usize,
+}
+
+/// A WRITE whose payload does not fit the inbox.
+struct BigWrite {
+    cookie: Cookie,
+    offset: u64,
+    left: usize,
+    fua: bool,
+    /// Set once it is refused or has failed: the rest of the payload is only read off the stream.
+    failed: Option<Failure>,
+}
+
+enum Failure {
+    Refused(Refusal),
+    Device(io::Error),
+}
+
+/// See the module.
+pub(super) struct Connection {
+    session: Arc<Session>,
+    inbox: Inbox,
+    out: Staging,
+    /// Bytes that the message at the front of the inbox needs to be complete.
+    wanted: usize,
+    big: Option<BigWrite>,
+    batch: Vec<Pending>,
+    /// Empty between batches; kept for its memory.
+    writes: Vec<Write<'static>>,
+    results: Vec<io::Result<()>>,
+    extents: Vec<Extent>,
+    scratch: Vec<u8>,
+}
+
+impl Connection {
+    /// A connection whose handshake is done; `inbox` may hold its first requests.
+    pub(super) fn new(session: Arc<Session>, inbox: Inbox) -> Self {
+        let out = Staging::new(session.chunk + REPLY_SLACK);
+        Self {
+            session,
+            inbox,
+            out,
+            wanted: REQUEST_LEN,
+            big: None,
+            batch: Vec::new(),
+            writes: Vec::new(),
+            results: Vec::new(),
+            extents: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Serves the client to the end.
+    pub(super) fn run(mut self) {
+        loop {
+            let flow = self.work();
+            self.run_batch();
+            self.flush_out();
+            if flow == Flow::End || !self.receive() {
+                break;
+            }
+        }
+        self.finish();
+    }
+
+    /// Carries out everything that is complete in the inbox.
+    fn work(&mut self) -> Flow {
+        loop {
+            if self.session.socket.halted() {
+                return Flow::End;
+            }
+            if let Some(big) = self.big.take() {
+                let flow = self.feed(big);
+                if flow == Flow::End || self.big.is_some() {
+                    return flow;
+                }
+            }
+            let Some(header) = self.inbox.bytes().first_chunk::<REQUEST_LEN>() else {
+                self.wanted = REQUEST_LEN;
+                return Flow::On;
+            };
+            let Ok(raw) = RawRequest::parse(header) else {
+                tracing::info!(export = self.session.export, "a client fell out of step and was dropped");
+                return Flow::End;
+            };
+            let payload = usize::try_from(raw.payload()).unwrap_or(usize::MAX);
+            let whole = REQUEST_LEN.saturating_add(payload);
+            if self.inbox.bytes().len() >= whole {
+                let position = self.inbox.position() + REQUEST_LEN;
+                self.inbox.consume(whole);
+                if self.handle(&raw, position) == Flow::End {
+                    return Flow::End;
+                }
+            } else if whole <= self.inbox.capacity() {
+                self.wanted = whole;
+                return Flow::On;
+            } else {
+                self.inbox.consume(REQUEST_LEN);
+                self.big = Some(self.begin_big(&raw, payload));
+            }
+        }
+    }
+
+    /// One complete request; the payload of a WRITE lies at `position`.
+    fn handle(&mut self, raw: &RawRequest, position: usize) -> Flow {
+        let cookie = raw.cookie;
+        let request = match raw.validate(&self.session.negotiated) {
+            Ok(request) => request,
+            Err(refusal) => {
+                self.refuse(cookie, refusal);
+                return Flow::On;
+            }
+        };
+        let work = match request {
+            Request::Disconnect => return Flow::End,
+            Request::Read { offset, len, whole } => {
+                return self.read(cookie, offset, usize::try_from(len).unwrap_or(usize::MAX), whole);
+            }
+            Request::Flush => Work::Flush,
+            Request::Write { len: 0, .. } | Request::Trim { len: 0, .. } | Request::Zero { len: 0, .. } => {
+                self.complete(cookie, Ok(()));
+                return Flow::On;
+            }
+            Request::Write { offset, len, fua } => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                if !fua {
+                    self.batch.push(Pending { cookie, offset, position, len });
+                    return Flow::On;
+                }
+                Work::Write { offset, data: self.inbox.at(position, len).to_vec() }
+            }
+            Request::Trim { offset, len, fua } => {
+                Work::Zero { offset, len: u64::from(len), mode: ZeroMode { punch: true, fast: false, fua } }
+            }
+            Request::Zero { offset, len, keep, fast, fua } => {
+                Work::Zero { offset, len: u64::from(len), mode: ZeroMode { punch: !keep, fast, fua } }
+            }
+            Request::Cache { offset, len } => Work::Cache { offset, len: u64::from(len) },
+            Request::BlockStatus { offset, len, one } => {
+                Work::BlockStatus { offset, len: u64::from(len), one }
+            }
+        };
+        // What came before a change on the wire is begun before it, though nothing promises that.
+        self.run_batch();
+        self.hand_over(cookie, work)
+    }
+
+    /// Gives slow work to the workers, once there is room for it.
+    fn hand_over(&mut self, cookie: Cookie, work: Work) -> Flow {
+        let weight = Job::weight(&work, self.session.chunk);
+        while !self.session.outbox.admit(weight, true) {
+            self.run_batch();
+            self.flush_out();
+            let stalled = self.session.outbox.is_stalled();
+            if self.session.socket.halted() {
+                return Flow::End;
+            }
+            match self.session.socket.wait(false, stalled, None) {
+                Ok(Wake::Writable) => self.session.pump(Patience::Wait),
+                Ok(_) => {}
+                Err(_) => return Flow::End,
+            }
+        }
+        Job::submit(&self.session, cookie, work, weight);
+        Flow::On
+    }
+
+    /// A READ: at once if it is in the cache, else by a worker.
+    fn read(&mut self, cookie: Cookie, offset: u64, len: usize, whole: bool) -> Flow {
+        let session = Arc::clone(&self.session);
+        let structured = session.negotiated.structured;
+        if len == 0 {
+            if structured {
+                self.put(&reply::none(cookie));
+            } else {
+                self.complete(cookie, Ok(()));
+            }
+            return Flow::On;
+        }
+        if len > session.chunk {
+            if whole || !structured {
+                return self.stream_body(cookie, offset, len);
+            }
+            return self.hand_over(cookie, Work::Read { offset, len, whole });
+        }
+        let answer = Answer { cookie, offset, len, whole, last: true, wait: false };
+        if self.out.room() < answer.room() {
+            self.flush_out();
+        }
+        let device = &*session.disk.device;
+        match read::fill(device, &session.negotiated, &answer, &mut self.out, &mut self.extents) {
+            Ok(true) => Flow::On,
+            Ok(false) => self.hand_over(cookie, Work::Read { offset, len, whole }),
+            Err(error) => {
+                self.complete(cookie, Err(error));
+                Flow::On
+            }
+        }
+    }
+
+    /// A large READ whose body must be contiguous: sent piece by piece, with the wire held. The first piece is read
+    /// before the header promises anything; if a later one fails, the promise can only be broken by hanging up.
+    fn stream_body(&mut self, cookie: Cookie, offset: u64, len: usize) -> Flow {
+        self.run_batch();
+        self.flush_out();
+        let session = Arc::clone(&self.session);
+        let device = &*session.disk.device;
+        let head = match u32::try_from(len) {
+            Ok(len) if session.negotiated.structured => reply::data(cookie, offset, len, true).to_vec(),
+            _ => reply::simple(cookie, None).to_vec(),
+        };
+        self.out.put(&head);
+        let mut sent = 0;
+        while sent < len {
+            let piece = (len - sent).min(session.chunk);
+            let place = self.out.extend(piece);
+            let filled = place.map_or_else(
+                || Err(io::ErrorKind::OutOfMemory.into()),
+                |place| device.read(place, offset + read::bytes(sent)),
+            );
+            if let Err(error) = filled {
+                self.out.truncate(0);
+                if sent == 0 {
+                    self.complete(cookie, Err(error));
+                    return Flow::On;
+                }
+                tracing::debug!(export = session.export, %error, "a read failed behind its header");
+                session.outbox.end_body();
+                session.give_up();
+                return Flow::End;
+            }
+            let ready = sent > 0
+                || (session.outbox.begin_body() && session.outbox.send_queue(&session.socket).is_ok());
+            if !ready || session.socket.send_all(self.out.bytes()).is_err() {
+                session.outbox.end_body();
+                session.give_up();
+                return Flow::End;
+            }
+            self.out.truncate(0);
+            sent += piece;
+        }
+        session.outbox.end_body();
+        session.pump(Patience::Wait);
+        Flow::On
+    }
+
+    /// A WRITE whose payload is larger than the inbox; its header has been consumed.
+    fn begin_big(&self, raw: &RawRequest, payload: usize) -> BigWrite {
+        let (fua, failed) = match raw.validate(&self.session.negotiated) {
+            Ok(Request::Write { fua, .. }) => (fua, None),
+            Ok(_) => (false, None),
+            Err(refusal) => (false, Some(Failure::Refused(refusal))),
+        };
+        BigWrite { cookie: raw.cookie, offset: raw.offset, left: payload, fua, failed }
+    }
+
+    /// Takes what has arrived of a large payload; `self.big` is set again if more is to come.
+    fn feed(&mut self, mut big: BigWrite) -> Flow {
+        let there = self.inbox.bytes().len().min(big.left);
+        let piece = self.inbox.capacity().min(big.left);
+        let used = if big.failed.is_some() { there } else { piece };
+        if there < used || (used == 0 && big.left > 0) {
+            self.wanted = piece;
+            self.big = Some(big);
+            return Flow::On;
+        }
+        if big.failed.is_none() {
+            let data = self.inbox.bytes().get(..used).unwrap_or_default();
+            self.results.clear();
+            let write = Write { offset: big.offset, data, fua: false };
+            self.session.disk.device.write_batch(&[write], &mut self.results);
+            if let Some(Err(error)) = self.results.pop() {
+                big.failed = Some(Failure::Device(error));
+            }
+        }
+        self.inbox.consume(used);
+        big.offset += read::bytes(used);
+        big.left -= used;
+        if big.left > 0 {
+            self.wanted = self.inbox.capacity().min(big.left);
+            self.big = Some(big);
+            return Flow::On;
+        }
+        match big.failed {
+            Some(Failure::Refused(refusal)) => self.refuse(big.cookie, refusal),
+            Some(Failure::Device(error)) => self.complete(big.cookie, Err(error)),
+            None if big.fua => return self.hand_over(big.cookie, Work::Flush),
+            None => self.complete(big.cookie, Ok(())),
+        }
+        Flow::On
+    }
+
+    /// Performs the plain writes gathered so far.
+    fn run_batch(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let mut writes = recycle(std::mem::take(&mut self.writes));
+        writes.extend(self.batch.iter().map(|pending| Write {
+            offset: pending.offset,
+            data: self.inbox.at(pending.position, pending.len),
+            fua: false,
+        }));
+        self.results.clear();
+        self.session.disk.device.write_batch(&writes, &mut self.results);
+        self.writes = recycle(writes);
+        let mut batch = std::mem::take(&mut self.batch);
+        let mut results = std::mem::take(&mut self.results);
+        let silent = || Some(Err(io::Error::other("the device gave no result")));
+        let each = results.drain(..).chain(std::iter::from_fn(silent));
+        for (pending, result) in batch.drain(..).zip(each) {
+            self.complete(pending.cookie, result);
+        }
+        (self.batch, self.results) = (batch, results);
+    }
+
+    fn complete(&mut self, cookie: Cookie, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.put(&reply::simple(cookie, None)),
+            Err(error) => {
+                let mut text = std::mem::take(&mut self.scratch);
+                text.clear();
+                self.session.failed(&mut text, cookie, &error);
+                self.put(&text);
+                self.scratch = text;
+            }
+        }
+    }
+
+    fn refuse(&mut self, cookie: Cookie, refusal: Refusal) {
+        let mut text = std::mem::take(&mut self.scratch);
+        text.clear();
+        reply::error(&mut text, self.session.negotiated.structured, cookie, refusal.errno, refusal.text);
+        self.put(&text);
+        self.scratch = text;
+    }
+
+    /// Stages a whole reply without data.
+    fn put(&mut self, bytes: &[u8]) {
+        debug_assert!(bytes.len() <= REPLY_SLACK && REPLY_SLACK > SIMPLE_REPLY_LEN);
+        if self.out.room() < bytes.len() {
+            self.flush_out();
+        }
+        self.out.put(bytes);
+    }
+
+    /// Sends what is staged.
+    fn flush_out(&mut self) {
+        if self.out.len() > 0 {
+            Job::go_on(self.session.outbox.send(&self.session.socket, self.out.bytes()));
+            self.out.truncate(0);
+        }
+    }
+
+    /// Waits for more bytes and receives them; false when the connection is to end.
+    fn receive(&mut self) -> bool {
+        let session = Arc::clone(&self.session);
+        let mut bulky = self.inbox.is_bulky() || self.out.is_bulky();
+        loop {
+            if session.socket.halted() {
+                return false;
+            }
+            let Standing { idle, stalled } = session.outbox.standing(false);
+            if idle && stalled {
+                session.pump(Patience::Wait);
+                continue;
+            }
+            if idle && !bulky {
+                break;
+            }
+            let deadline = bulky.then(|| Instant::now() + IDLE);
+            match session.socket.wait(true, stalled, deadline) {
+                Ok(Wake::Readable) => break,
+                Ok(Wake::Writable) => session.pump(Patience::Wait),
+                Ok(Wake::Bell) => {}
+                Ok(Wake::Timeout) => {
+                    self.give_back();
+                    bulky = false;
+                }
+                Err(_) => return false,
+            }
+        }
+        match session.socket.receive(self.inbox.space(self.wanted)) {
+            Ok(received) => {
+                self.inbox.received(received);
+                received > 0 && !session.socket.halted()
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Frees the pages that large requests have touched.
+    fn give_back(&mut self) {
+        if self.inbox.is_bulky() {
+            self.inbox.renew();
+        }
+        if self.out.is_bulky() {
+            self.out.renew();
+        }
+        self.session.outbox.drop_spares();
+    }
+
+    /// Waits for what is in flight and sends what can be sent.
+    fn finish(self) {
+        let session = &self.session;
+        while let Standing { idle: false, stalled } = session.outbox.standing(true) {
+            match session.socket.wait(false, stalled, None) {
+                Ok(Wake::Writable) => session.pump(Patience::Wait),
+                Ok(_) => {}
+                Err(_) => session.give_up(),
+            }
+        }
+        session.pump(Patience::Wait);
+    }
+}
+
+/// An empty vector of the same memory, for data of another lifetime.
+fn recycle<'a>(mut writes: Vec<Write<'_>>) -> Vec<Write<'a>> {
+    writes.clear();
+    // Collecting in place keeps the allocation; nothing is left to be mapped.
+    writes.into_iter().map(|write| Write { offset: write.offset, data: &[], fua: write.fua }).collect()
+}

@@ -1,0 +1,215 @@
+//! The NBD server: listeners, connections, and the threads behind them.
+//!
+//! Read in the order data flows: `listen` binds, `accept` takes connections, `handshake` lets the client choose an
+//! export, [`connection`] serves it, `session` does what may wait, `outbox` sends. `clients` holds the rule for clients
+//! that come back, `budget` bounds the memory.
+//!
+//! What holds:
+//! - A broken or hostile client ends its own connection and disturbs no other: every length is bounded, nobody waits
+//!   for a client but its own thread, and each disk has its own workers.
+//! - A FLUSH covers every write replied to before it on any connection: a write is replied to only after the device has
+//!   it, and the device's flush covers all it has. That is why multi-conn is always advertised.
+//! - Every request that was begun is finished before its connection counts as gone, and a client that comes back waits
+//!   for that.
+//! - [`Server::stop`] reads nothing more, finishes and answers what is in flight, closes, joins every thread, and
+//!   removes the sockets; no device is referred to afterwards.
+
+mod accept;
+mod budget;
+mod buffer;
+mod clients;
+mod connection;
+mod handshake;
+mod listen;
+mod outbox;
+mod pool;
+mod read;
+mod session;
+mod socket;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::device::BlockDevice;
+use crate::nbd::{ExportInfo, wire};
+use crate::{Error, Kind, Result};
+
+use accept::{Acceptor, Hall};
+use clients::Clients;
+use listen::Bound;
+use pool::Pool;
+use session::Disk;
+
+/// Mode of a Unix socket unless told otherwise: only the owner may connect.
+pub const DEFAULT_SOCKET_MODE: u32 = 0o600;
+
+/// A device under a name.
+#[derive(Clone)]
+pub struct Export {
+    /// The name clients ask for, at most 4096 bytes.
+    pub name: String,
+    /// A sentence for people; may be empty.
+    pub description: String,
+    /// What is served.
+    pub device: Arc<dyn BlockDevice>,
+    /// Refuse every change, whatever the device can do.
+    pub read_only: bool,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A Unix socket.
+    Unix {
+        /// Its file.
+        path: PathBuf,
+        /// The file's mode; see [`DEFAULT_SOCKET_MODE`].
+        mode: u32,
+    },
+    /// A TCP address; port 0 picks a free one.
+    Tcp(SocketAddr),
+}
+
+/// A socket and what is served on it. Where that is exactly one export, the empty name means it as well.
+#[derive(Clone)]
+pub struct Listener {
+    /// Where.
+    pub listen: Listen,
+    /// What.
+    pub exports: Vec<Export>,
+}
+
+/// Bounds of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections over all listeners; one more is closed at once. Default 128.
+    pub connections: usize,
+    /// Time for the handshake. Default 10 s.
+    pub handshake: Duration,
+    /// Threads per disk for requests that wait. Default 16.
+    pub workers: usize,
+    /// Bytes for full-sized buffers; connections beyond it get small ones. Default 48 MiB.
+    pub memory: usize,
+    /// How long a stop waits for clients to take their replies. Default 10 s.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 128,
+            handshake: Duration::from_secs(10),
+            workers: 16,
+            memory: 48 << 20,
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A running server. Dropping it stops it.
+pub struct Server {
+    hall: Arc<Hall>,
+    acceptors: Vec<(Arc<Acceptor>, JoinHandle<()>)>,
+    disks: Vec<Arc<Disk>>,
+}
+
+impl Server {
+    /// Binds every listener and begins to serve; on an error nothing is left behind.
+    pub fn start(listeners: Vec<Listener>, limits: Limits) -> Result<Self> {
+        let mut server = Self { hall: Hall::new(limits), acceptors: Vec::new(), disks: Vec::new() };
+        let mut bound = Vec::new();
+        for listener in &listeners {
+            check_names(&listener.exports)?;
+            bound.push(Bound::new(&listener.listen)?);
+        }
+        for (listener, bound) in listeners.into_iter().zip(bound) {
+            let infos: Arc<[ExportInfo]> = listener.exports.iter().map(describe).collect();
+            let disks = listener.exports.into_iter().map(|export| server.disk(export.device)).collect();
+            let (acceptor, thread) = Acceptor::start(bound, infos, disks, Arc::clone(&server.hall))?;
+            server.acceptors.push((acceptor, thread));
+        }
+        Ok(server)
+    }
+
+    /// The disk of a device: one, under however many names it is served.
+    fn disk(&mut self, device: Arc<dyn BlockDevice>) -> Arc<Disk> {
+        if let Some(disk) = self.disks.iter().find(|disk| Arc::ptr_eq(&disk.device, &device)) {
+            return Arc::clone(disk);
+        }
+        let pool = Pool::new(self.hall.limits.workers);
+        let disk = Arc::new(Disk { device, pool, clients: Clients::default() });
+        self.disks.push(Arc::clone(&disk));
+        disk
+    }
+
+    /// How many clients use the export of that name now.
+    pub fn connections(&self, export: &str) -> u32 {
+        let count: usize = self.disks.iter().map(|disk| disk.clients.count(export)).sum();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// The address of the n-th listener, if it is a TCP one; tells the port that port 0 became.
+    pub fn local_addr(&self, listener: usize) -> Option<SocketAddr> {
+        self.acceptors.get(listener).and_then(|(acceptor, _)| acceptor.address())
+    }
+
+    /// Stops as the module says.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        let threads: Vec<_> = self
+            .acceptors
+            .drain(..)
+            .map(|(acceptor, thread)| {
+                acceptor.stop();
+                thread
+            })
+            .collect();
+        for thread in threads {
+            // A thread that panicked has said so on its own.
+            let _ = thread.join();
+        }
+        self.hall.empty();
+        for disk in self.disks.drain(..) {
+            disk.pool.close();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+fn describe(export: &Export) -> ExportInfo {
+    let mut capabilities = export.device.capabilities();
+    capabilities.read_only |= export.read_only;
+    ExportInfo {
+        name: export.name.clone(),
+        description: export.description.clone(),
+        size: export.device.size(),
+        capabilities,
+    }
+}
+
+fn check_names(exports: &[Export]) -> Result<()> {
+    for (index, export) in exports.iter().enumerate() {
+        let wrong = |message: &str| Err(Error::new(Kind::InvalidInput, export.name.clone(), message));
+        if export.name.len() > wire::MAX_STRING || export.description.len() > wire::MAX_STRING {
+            return wrong("the name or the description of an export is longer than 4096 bytes");
+        }
+        if exports.iter().take(index).any(|other| other.name == export.name) {
+            return wrong("two exports of one socket have the same name");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

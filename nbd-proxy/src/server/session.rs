@@ -1,0 +1,234 @@
+//! What a connection's thread and the workers share, and the slow requests that workers do.
+//!
+//! A [`Job`] holds its session and what it was counted with; when it ends, however it ends, the count goes down. A read
+//! longer than a chunk is answered chunk by chunk and goes to the back of the queue in between, so that it holds up
+//! neither the wire nor the workers; when the client reads too slowly it is parked until the outbox has shrunk.
+
+use std::io;
+use std::sync::Arc;
+
+use super::buffer::Staging;
+use super::clients::Clients;
+use super::outbox::{Outbox, Patience};
+use super::pool::{Pool, Task};
+use super::read::{self, Answer};
+use super::socket::Socket;
+use crate::device::{BlockDevice, Extent, Write, ZeroMode};
+use crate::nbd::{Cookie, Errno, Negotiated, reply, wire};
+
+/// Extents in one BLOCK_STATUS reply; the client asks again for what lies behind them.
+const MAX_EXTENTS: usize = 8192;
+
+/// A device that is served, under whatever names.
+pub(super) struct Disk {
+    pub(super) device: Arc<dyn BlockDevice>,
+    pub(super) pool: Arc<Pool<Job>>,
+    pub(super) clients: Clients,
+}
+
+/// One connection after its handshake.
+pub(super) struct Session {
+    pub(super) socket: Arc<Socket>,
+    pub(super) outbox: Outbox<Job>,
+    pub(super) negotiated: Negotiated,
+    pub(super) disk: Arc<Disk>,
+    /// The export's name.
+    pub(super) export: String,
+    /// Largest piece of a read that is answered at once.
+    pub(super) chunk: usize,
+}
+
+impl Session {
+    /// A request without data is done, well or not.
+    pub(super) fn complete(&self, out: &mut Vec<u8>, cookie: Cookie, result: io::Result<()>) {
+        match result {
+            Ok(()) => out.extend_from_slice(&reply::simple(cookie, None)),
+            Err(error) => self.failed(out, cookie, &error),
+        }
+    }
+
+    /// A request has failed on the device.
+    pub(super) fn failed(&self, out: &mut Vec<u8>, cookie: Cookie, error: &io::Error) {
+        tracing::debug!(export = self.export, cookie, %error, "a request failed");
+        reply::error(out, self.negotiated.structured, cookie, Errno::from(error), &error.to_string());
+    }
+
+    /// Sends what is queued, as far as `patience` goes.
+    pub(super) fn pump(&self, patience: Patience) {
+        Job::go_on(self.outbox.pump(&self.socket, patience));
+    }
+
+    /// The client cannot be answered any more.
+    pub(super) fn give_up(&self) {
+        drop(self.outbox.give_up(&self.socket));
+    }
+}
+
+/// A request that may wait for the device.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// What is left of a read.
+    Read { offset: u64, len: usize, whole: bool },
+    /// A write that must be durable; the data has been copied out of the receive buffer.
+    Write { offset: u64, data: Vec<u8> },
+    /// A flush, or the end of a durable write that came in pieces.
+    Flush,
+    /// A trim or a write of zeroes.
+    Zero { offset: u64, len: u64, mode: ZeroMode },
+    /// A hint.
+    Cache { offset: u64, len: u64 },
+    /// A question about allocation.
+    BlockStatus { offset: u64, len: u64, one: bool },
+}
+
+/// A slow request on its way.
+pub(super) struct Job {
+    session: Arc<Session>,
+    cookie: Cookie,
+    work: Work,
+    counted: usize,
+}
+
+impl Job {
+    /// Bytes that `work` will hold.
+    pub(super) fn weight(work: &Work, chunk: usize) -> usize {
+        match work {
+            Work::Read { len, .. } => (*len).min(chunk),
+            Work::Write { data, .. } => data.len(),
+            _ => 0,
+        }
+    }
+
+    /// Hands `work`, which the outbox has admitted with `counted` bytes, to the workers.
+    pub(super) fn submit(session: &Arc<Session>, cookie: Cookie, work: Work, counted: usize) {
+        let job = Self { session: Arc::clone(session), cookie, work, counted };
+        session.disk.pool.submit(job);
+    }
+
+    /// Resumes parked work.
+    pub(super) fn go_on(parked: Vec<Self>) {
+        for job in parked {
+            let pool = Arc::clone(&job.session.disk.pool);
+            pool.submit(job);
+        }
+    }
+
+    /// Answers one chunk; true if the whole read is answered.
+    fn read(&mut self, offset: u64, len: usize, whole: bool) -> bool {
+        let session = &self.session;
+        let piece = len.min(session.chunk);
+        let answer =
+            Answer { cookie: self.cookie, offset, len: piece, whole, last: piece == len, wait: true };
+        let mut out = Staging::reuse(session.outbox.spare(answer.room()), answer.room());
+        match read::fill(&*session.disk.device, &session.negotiated, &answer, &mut out, &mut Vec::new()) {
+            Ok(true) => {
+                let (bytes, used) = out.into_parts();
+                session.outbox.push_buffer(bytes, used);
+                let (offset, len) = (offset + read::bytes(piece), len - piece);
+                self.work = Work::Read { offset, len, whole };
+                answer.last
+            }
+            Ok(false) => {
+                self.fail(&io::Error::other("the device would not read"));
+                true
+            }
+            Err(error) => {
+                self.fail(&error);
+                true
+            }
+        }
+    }
+
+    fn fail(&self, error: &io::Error) {
+        let mut out = Vec::new();
+        self.session.failed(&mut out, self.cookie, error);
+        self.session.outbox.push(&out);
+    }
+
+    /// Everything but reads.
+    fn perform(&mut self) {
+        let session = &self.session;
+        let device = &*session.disk.device;
+        let result = match &self.work {
+            Work::Write { offset, data } => {
+                let mut results = Vec::with_capacity(1);
+                device.write_batch(&[Write { offset: *offset, data, fua: true }], &mut results);
+                results.pop().unwrap_or_else(|| Err(io::Error::other("the device gave no result")))
+            }
+            Work::Zero { offset, len, mode } => device.zero(*offset, *len, *mode),
+            Work::Cache { offset, len } => device.cache(*offset, *len),
+            Work::BlockStatus { offset, len, one } => match block_status(device, *offset, *len, *one) {
+                Ok(extents) => {
+                    let mut out = Vec::new();
+                    reply::block_status(&mut out, self.cookie, &extents);
+                    return session.outbox.push(&out);
+                }
+                Err(error) => Err(error),
+            },
+            Work::Flush | Work::Read { .. } => device.flush(),
+        };
+        let mut out = Vec::new();
+        session.complete(&mut out, self.cookie, result);
+        session.outbox.push(&out);
+    }
+}
+
+impl Task for Job {
+    fn run(mut self) {
+        if self.session.outbox.is_broken() && matches!(self.work, Work::Read { .. }) {
+            return;
+        }
+        let ended = match self.work {
+            Work::Read { offset, len, whole } => self.read(offset, len, whole),
+            _ => {
+                self.perform();
+                true
+            }
+        };
+        self.session.pump(Patience::Never);
+        if !ended {
+            let session = Arc::clone(&self.session);
+            if let Some(job) = session.outbox.park(self) {
+                session.disk.pool.submit(job);
+            }
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.session.outbox.ended(&self.session.socket, self.counted);
+    }
+}
+
+/// `(length, status)` pairs from `offset` on: never more than was asked, never none.
+fn block_status(device: &dyn BlockDevice, offset: u64, len: u64, one: bool) -> io::Result<Vec<(u32, u32)>> {
+    let end = offset + len;
+    let mut at = offset;
+    let mut found: Vec<Extent> = Vec::new();
+    let mut pairs: Vec<(u32, u32)> = Vec::new();
+    while at < end && pairs.len() < MAX_EXTENTS {
+        found.clear();
+        device.extents(at, end - at, &mut found)?;
+        let before = at;
+        for extent in &found {
+            let stop = (extent.offset + extent.len).min(end);
+            let status = if extent.hole { wire::STATE_HOLE_ZERO } else { 0 };
+            let piece = u32::try_from(stop.saturating_sub(at)).unwrap_or(u32::MAX);
+            at = stop.max(at);
+            match pairs.last_mut() {
+                _ if piece == 0 => {}
+                Some((len, same)) if *same == status => *len = len.saturating_add(piece),
+                _ => pairs.push((piece, status)),
+            }
+        }
+        if at == before {
+            return Err(io::Error::other("the device does not say what is allocated"));
+        }
+        if one && pairs.len() > 1 {
+            break;
+        }
+    }
+    pairs.truncate(if one { 1 } else { MAX_EXTENTS });
+    Ok(pairs)
+}

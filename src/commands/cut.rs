@@ -1,0 +1,56 @@
+//! `lifeboat cut`
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nbd_proxy::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Context;
+use crate::control::remote::Done;
+use crate::output;
+
+/// What a cut without --timeout is given: the first copy of a large machine may have to end first.
+const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Take a point of a machine now and return when it is durable in the vault
+///
+/// During the first copy, or while catching up, it waits for the point that ends it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lifeboat cut web1 --timeout 5m")]
+pub struct Args {
+    /// The machine
+    pub machine: String,
+    /// Give up waiting after this; the point is still made when it can be
+    #[arg(long, value_name = "T", value_parser = super::duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// A point and what it cost.
+#[derive(Debug, Serialize, Deserialize)]
+struct Cut {
+    point: String,
+    time: Timestamp,
+    bytes: u64,
+    puts: u64,
+    gets: u64,
+    lists: u64,
+}
+
+pub async fn run(context: &Context, args: &Args) -> Result<()> {
+    ::uploader::keys::check_name("machine", &args.machine)?;
+    let client = context.uploader(Some(LONG))?;
+    let path = format!("/v1/machines/{}/cut", args.machine);
+    let asked = client.post(&path, &Done {});
+    let cut: Cut = match tokio::time::timeout(args.timeout.unwrap_or(LONG), asked).await {
+        Ok(answer) => answer?,
+        Err(_) => {
+            let message = "no point was durable in time; it is still being made";
+            return Err(Error::new(Kind::Unavailable, format!("machine {}", args.machine), message)
+                .remedy("`lifeboat status` says what it waits for"));
+        }
+    };
+    output::answer(context.json, &cut, |cut| {
+        format!("point {} of {}: {} in {} puts", cut.point, cut.time, output::size(cut.bytes), cut.puts)
+    })
+}

@@ -1,0 +1,28 @@
+//! `lifeboat run`
+
+use nbd_proxy::Result;
+
+use super::Context;
+use crate::daemon::{self, proxy::Proxy, uploader::Uploader};
+
+/// Serve and replicate the machines of the configuration, in one process
+///
+/// Prints `ready` when its sockets accept. In production, run `proxy` and `uploader` as two services, so that an
+/// upgrade of the one that talks to the vault never touches a guest.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lifeboat --config /etc/lifeboat/lifeboat.toml run")]
+pub struct Args {}
+
+pub async fn run(context: &Context, _: &Args) -> Result<()> {
+    let config = context.load()?;
+    let stop = daemon::stop_signal()?;
+    let proxy = Proxy::start(&config).await?;
+    let uploader = match Uploader::start(&config).await {
+        Ok(uploader) => uploader,
+        Err(error) => return proxy.stop().await.and(Err(error)),
+    };
+    crate::output::line("ready")?;
+    daemon::stopped(stop).await;
+    let replicated = uploader.stop().await;
+    proxy.stop().await.and(replicated)
+}

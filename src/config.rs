@@ -1,0 +1,187 @@
+//! The configuration: read once, validated once, plain data from then on.
+//!
+//! [`settings`] owns every key with its default, unit and range; [`units`] reads sizes and durations; [`validate`]
+//! turns the file into the plain data below and refuses what contradicts itself; [`backings`] looks at the disks
+//! themselves, which only the proxy needs. Nobody else reads TOML or knows a default.
+//!
+//! Every refusal is an [`Error`] of kind `InvalidInput` (exit code 2) whose object names the file and the key. A
+//! refusal quotes no line of the file: lines of `[vault.options]` hold secrets.
+
+mod backings;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod units;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nbd_proxy::{Error, Kind, Result};
+
+pub use backings::check_backings;
+pub use settings::{DEFAULT_CONFIG, RPO_WARNING};
+pub use units::parse_span;
+
+/// Everything the file says, defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it was read from; for messages.
+    pub file: PathBuf,
+    /// Control sockets, job records, the uploader's state.
+    pub state_dir: PathBuf,
+    /// This site's name in the vault.
+    pub site: String,
+    /// The vault.
+    pub vault: VaultConfig,
+    /// The machines this host protects; may be empty on a host that only reads the vault.
+    pub machines: Vec<MachineConfig>,
+}
+
+/// How to reach the vault.
+#[derive(Clone, Debug, Default)]
+pub struct VaultConfig {
+    /// `file://`, `s3://` or `azure://`.
+    pub url: String,
+    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
+    pub unencrypted: bool,
+    /// A PEM file with the authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Plain http to a host that is not loopback is allowed.
+    pub allow_http: bool,
+    /// Settings of the store's client, over those of the environment.
+    pub options: BTreeMap<String, Secret>,
+}
+
+/// One protected machine.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Its name, unique in the vault.
+    pub name: String,
+    /// The general policy with the machine's own over it.
+    pub policy: Policy,
+    /// Its disks, in the order of the file; never empty.
+    pub disks: Vec<DiskConfig>,
+}
+
+/// How a machine is replicated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// From one cut to the next.
+    pub interval: Duration,
+    /// Waits after failed attempts, in order; the last repeats.
+    pub retry: Vec<Duration>,
+    /// The most that a disk's change log may hold in bytes; the proxy's own rule when absent.
+    pub log_limit: Option<u64>,
+}
+
+/// One disk of a machine.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// Its name, unique in the machine.
+    pub name: String,
+    /// The backing.
+    pub path: PathBuf,
+    /// Where its export is served.
+    pub listen: ListenAt,
+    /// Mode of the Unix socket.
+    pub socket_mode: u32,
+    /// Folder of the change log; the backing's own when absent.
+    pub log_dir: Option<PathBuf>,
+    /// The export refuses writes.
+    pub read_only: bool,
+}
+
+/// Where an export is served.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ListenAt {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A TCP address, `HOST:PORT`.
+    Tcp(String),
+}
+
+/// A value that no log and no message may show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value itself, for the one who needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Secret {
+    /// Any text. The usual refusal of a number would print it.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(text) => Ok(Self(text)),
+            other => Err(serde::de::Error::custom(format!(
+                "expected a text in quotes, found {}",
+                other.type_str()
+            ))),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for ListenAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and validates the file at `path`.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, error))?;
+        let file = settings::parse(path, &text)?;
+        validate::validate(path, file)
+    }
+
+    /// The proxy's control socket.
+    pub fn proxy_socket(&self) -> PathBuf {
+        self.state_dir.join("proxy.sock")
+    }
+
+    /// The uploader's control socket.
+    pub fn uploader_socket(&self) -> PathBuf {
+        self.state_dir.join("uploader.sock")
+    }
+
+    /// Where job records are kept.
+    pub fn jobs_dir(&self) -> PathBuf {
+        self.state_dir.join("jobs")
+    }
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> Error {
+    Error::new(
+        Kind::InvalidInput,
+        path.display().to_string(),
+        format!("cannot read the configuration: {error}"),
+    )
+    .remedy("name the file with --config FILE or LIFEBOAT_CONFIG; docs/operations.md shows one to start from")
+    .source(error)
+}
+
+/// A refusal of one key of the file.
+fn refuse(
+    file: &Path,
+    key: impl fmt::Display,
+    message: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Error {
+    Error::new(Kind::InvalidInput, format!("{}: {key}", file.display()), message).remedy(remedy)
+}

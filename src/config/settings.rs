@@ -1,0 +1,131 @@
+//! Every key of the configuration file, with its default and its range. The table in `docs/operations.md` says the
+//! same; a test holds the two together.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nbd_proxy::{Error, Kind, Result};
+use serde::Deserialize;
+
+use super::units::{Size, Span};
+use super::{Secret, refuse};
+
+/// Read when neither `--config` nor `LIFEBOAT_CONFIG` names a file.
+pub const DEFAULT_CONFIG: &str = "/etc/lifeboat/lifeboat.toml";
+/// `state_dir`.
+pub const STATE_DIR: &str = "/var/lib/lifeboat";
+/// `policy.interval`.
+pub const INTERVAL: Duration = Duration::from_secs(30);
+/// What `policy.interval` may be.
+pub const INTERVAL_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+/// `policy.retry`, in minutes; the last repeats.
+pub const RETRY_MINUTES: [u64; 6] = [1, 2, 4, 8, 10, 30];
+/// What each gap of `policy.retry` may be.
+pub const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+/// How many gaps `policy.retry` may list.
+pub const RETRY_COUNT: RangeInclusive<usize> = 1..=16;
+/// The least `policy.log_limit`, in bytes: a segment that records, one in transit, and room to roll.
+pub const LOG_LIMIT_MIN: u64 = 16 << 20;
+/// The longest path of a Unix socket that the kernel takes, in bytes.
+pub const SOCKET_PATH_MAX: usize = 107;
+/// `machine.disk.socket_mode`.
+pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
+/// A newest point older than this is a warning, whatever the interval.
+pub const RPO_WARNING: Duration = Duration::from_secs(3600);
+
+/// The file as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    #[serde(default = "state_dir")]
+    pub state_dir: PathBuf,
+    pub site: Option<String>,
+    pub vault: Vault,
+    #[serde(default)]
+    pub policy: Policy,
+    #[serde(default)]
+    pub machine: Vec<Machine>,
+}
+
+/// `[vault]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vault {
+    pub url: String,
+    pub encryption: Option<String>,
+    pub ca_file: Option<PathBuf>,
+    #[serde(default)]
+    pub allow_http: bool,
+    #[serde(default)]
+    pub options: BTreeMap<String, Secret>,
+}
+
+/// `[policy]` and `[machine.policy]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    pub interval: Option<Span>,
+    pub retry: Option<Vec<Span>>,
+    pub log_limit: Option<Size>,
+}
+
+/// `[[machine]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    pub name: String,
+    #[serde(default)]
+    pub policy: Policy,
+    #[serde(default)]
+    pub disk: Vec<Disk>,
+}
+
+/// `[[machine.disk]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    pub name: String,
+    pub path: PathBuf,
+    pub listen: Option<String>,
+    pub socket_mode: Option<String>,
+    pub log_dir: Option<PathBuf>,
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+fn state_dir() -> PathBuf {
+    PathBuf::from(STATE_DIR)
+}
+
+/// `text` as a [`File`]. The message has the line's number and never its text.
+pub fn parse(path: &Path, text: &str) -> Result<File> {
+    toml::from_str(text).map_err(|error| {
+        let place = match error.span().and_then(|span| text.get(..span.start)) {
+            Some(before) => format!("line {}", before.matches('\n').count() + 1),
+            None => "the file".to_owned(),
+        };
+        refuse(path, place, error.message().to_owned(), remedy(error.message()))
+    })
+}
+
+fn remedy(message: &str) -> &'static str {
+    if message.contains("`key_file`") || message.contains("`passphrase`") {
+        "this version does not encrypt; write encryption = \"none\" to make a vault whose content is readable"
+    } else if message.contains("unknown field") {
+        "the table of keys is in docs/operations.md"
+    } else {
+        "docs/operations.md shows every key with its unit"
+    }
+}
+
+/// The host's name, which is the default of `site`.
+pub fn host_name() -> Result<String> {
+    let path = Path::new("/proc/sys/kernel/hostname");
+    let name = std::fs::read_to_string(path).map_err(|error| Error::io("read the host name", path, error))?;
+    match name.trim() {
+        "" => Err(Error::new(Kind::InvalidInput, "site", "the host has no name").remedy("set site = \"…\"")),
+        name => Ok(name.to_owned()),
+    }
+}

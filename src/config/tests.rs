@@ -1,0 +1,215 @@
+//! Each refusal names the thing and the remedy; what is accepted comes out as plain data.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use nbd_proxy::Kind;
+
+use super::*;
+
+const HEAD: &str =
+    "state_dir = \"/tmp/lb\"\nsite = \"lund\"\n[vault]\nurl = \"file:///srv/vault\"\nencryption = \"none\"\n";
+
+fn load(text: &str) -> Result<Config> {
+    let file = Path::new("/etc/lifeboat.toml");
+    validate::validate(file, settings::parse(file, text)?)
+}
+
+fn with(rest: &str) -> Result<Config> {
+    load(&format!("{HEAD}{rest}"))
+}
+
+fn disk(name: &str, path: &str, more: &str) -> String {
+    format!("[[machine.disk]]\nname = \"{name}\"\npath = \"{path}\"\n{more}\n")
+}
+
+#[test]
+fn a_plain_file_gets_every_default() {
+    let config =
+        with(&format!("[[machine]]\nname = \"web1\"\n{}", disk("root", "/images/a.img", ""))).unwrap();
+    let machine = &config.machines[0];
+    assert_eq!(machine.policy, Policy::default());
+    assert_eq!(machine.policy.interval, Duration::from_secs(30));
+    assert_eq!(machine.policy.retry.last(), Some(&Duration::from_secs(1800)));
+    assert_eq!(machine.disks[0].listen, ListenAt::Unix("/tmp/lb/web1-root.sock".into()));
+    assert!(config.vault.unencrypted && !config.vault.allow_http && !machine.disks[0].read_only);
+}
+
+#[test]
+fn a_machines_policy_goes_over_the_general_one() {
+    let rest = format!(
+        "[policy]\ninterval = \"5m\"\n[[machine]]\nname = \"a\"\n{}\
+         [machine.policy]\ninterval = \"2s\"\nretry = [\"5s\"]\nlog_limit = \"1 GiB\"\n",
+        disk("d", "/a.img", "listen = \"tcp:127.0.0.1:10809\"\nread_only = true\nlog_dir = \"/logs\"")
+    );
+    let config = with(&rest).unwrap();
+    let machine = &config.machines[0];
+    assert_eq!(machine.policy.interval, Duration::from_secs(2));
+    assert_eq!(machine.policy.retry, [Duration::from_secs(5)]);
+    assert_eq!(machine.policy.log_limit, Some(1 << 30));
+    assert_eq!(machine.disks[0].listen, ListenAt::Tcp("127.0.0.1:10809".into()));
+}
+
+#[test]
+fn each_bad_line_is_refused_by_name() {
+    let machine = |rest: &str| format!("[[machine]]\nname = \"web1\"\n{rest}");
+    let plain = disk("root", "/a.img", "");
+    let cases = [
+        ("[policy]\nintervall = \"30s\"", "intervall"),
+        ("[policy]\ninterval = 30", "without a unit"),
+        ("[policy]\ninterval = \"30\"", "no unit"),
+        ("[policy]\ninterval = \"30 parsecs\"", "not a duration"),
+        ("[policy]\ninterval = \"10ms\"", "policy.interval"),
+        ("[policy]\nlog_limit = \"64\"", "no unit"),
+        ("[policy]\nlog_limit = \"64 furlongs\"", "not a size"),
+        ("[policy]\nlog_limit = \"1 MiB\"", "policy.log_limit"),
+        ("[policy]\nretry = []", "policy.retry"),
+        ("[[machine]]\nname = \"web 1\"", "web 1"),
+        ("[[machine]]\nname = \"../x\"", "../x"),
+        ("[[machine]]\nname = \"web1\"", "no disk"),
+        (&format!("{0}{0}", machine(&plain)), "\"web1\" is configured twice"),
+        (&machine(&format!("{plain}{plain}")), "\"root\" is configured twice"),
+        (&machine(&disk("root", "a.img", "")), "not an absolute path"),
+        (&machine(&disk("root", "nbd+unix:///x?socket=/s", "")), "not a file or block device"),
+        (&machine(&disk("root", "/a.img", "listen = \"/run/x.sock\"")), "no place to listen at"),
+        (&machine(&disk("root", "/a.img", "socket_mode = \"rw\"")), "no file mode"),
+        (&machine(&disk("root", "/a.img", "listen = \"tcp:localhost\"")), "no place to listen at"),
+        (
+            &machine(&disk("root", "/a.img", &format!("listen = \"unix:/{}\"", "x".repeat(120)))),
+            "longer than",
+        ),
+        (
+            &machine(&format!(
+                "{plain}{}",
+                disk("data", "/b.img", "listen = \"unix:/tmp/lb/web1-root.sock\"")
+            )),
+            "taken",
+        ),
+        (&machine(&disk("root", "/a.img", "listen = \"unix:/tmp/lb/proxy.sock\"")), "taken"),
+    ];
+    for (rest, expected) in cases {
+        let error = with(rest).expect_err(rest);
+        assert_eq!(error.kind, Kind::InvalidInput, "{error}");
+        assert!(error.to_string().contains(expected), "{rest}\n→ {error}");
+        assert!(!error.remedy.is_empty() && error.object.starts_with("/etc/lifeboat.toml"), "{error}");
+    }
+}
+
+#[test]
+fn two_names_that_join_to_one_log_folder_are_refused() {
+    let rest = format!(
+        "[[machine]]\nname = \"a-b\"\n{}[[machine]]\nname = \"a\"\n{}",
+        disk("c", "/i/1.img", "listen = \"unix:/s1\""),
+        disk("b-c", "/i/2.img", "listen = \"unix:/s2\"")
+    );
+    assert!(with(&rest).unwrap_err().message.contains("change log"));
+}
+
+#[test]
+fn a_vault_is_refused_by_its_url_and_its_encryption() {
+    let vault = |lines: &str| load(&format!("state_dir = \"/tmp/lb\"\nsite = \"lund\"\n[vault]\n{lines}"));
+    let gopher = vault("url = \"gopher://x\"").unwrap_err();
+    assert!(gopher.to_string().contains("gopher") && gopher.remedy.contains("s3://"), "{gopher}");
+    let key = vault("url = \"file:///v\"\nkey_file = \"/k\"").unwrap_err();
+    assert!(key.message.contains("key_file") && key.remedy.contains("encryption = \"none\""), "{key}");
+    let word = vault("url = \"file:///v\"\nencryption = \"rot13\"").unwrap_err();
+    assert!(word.to_string().contains("rot13"), "{word}");
+    assert!(!vault("url = \"file:///v\"").unwrap().vault.unencrypted);
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let text = format!("{HEAD}[vault.options]\nsecret_access_key = \"hunter2\"\n");
+    let config = load(&text).unwrap();
+    assert_eq!(config.vault.options["secret_access_key"].expose(), "hunter2");
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let broken = load(&format!("{HEAD}[vault.options]\nsecret_access_key = \"hunter2\n")).unwrap_err();
+    assert!(
+        broken.object.contains("line 7") && !format!("{broken}{broken:?}").contains("hunter2"),
+        "{broken}"
+    );
+    let number = load(&format!("{HEAD}[vault.options]\nsecret_access_key = 424242\n")).unwrap_err();
+    assert!(!number.to_string().contains("424242"), "{number}");
+}
+
+#[test]
+fn a_missing_file_is_named_with_the_way_out() {
+    let error = Config::load(Path::new("/nowhere/lifeboat.toml")).unwrap_err();
+    assert!(error.object == "/nowhere/lifeboat.toml" && error.remedy.contains("--config"), "{error}");
+}
+
+#[test]
+fn backings_are_looked_at_as_the_kernel_sees_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("a.img"), [0; 512]).unwrap();
+    symlink(at("a.img"), at("soft.img")).unwrap();
+    std::fs::hard_link(at("a.img"), at("hard.img")).unwrap();
+    std::fs::create_dir(at("folder")).unwrap();
+    let check = |first: &str, second: &str| {
+        let rest = format!(
+            "[[machine]]\nname = \"m\"\n{}{}",
+            disk("one", at(first).to_str().unwrap(), ""),
+            disk("two", at(second).to_str().unwrap(), "")
+        );
+        check_backings(&with(&rest).unwrap())
+    };
+    for same in ["a.img", "soft.img", "hard.img"] {
+        let error = check("a.img", same).unwrap_err();
+        assert!(error.message.contains("same disk as that of machine m, disk one"), "{error}");
+    }
+    assert!(check("a.img", "folder").unwrap_err().message.contains("is a directory"));
+    let missing = check("a.img", "gone.img").unwrap_err();
+    assert!(missing.message.contains("gone.img") && missing.object.contains("disk two"), "{missing}");
+    std::fs::write(at("b.img"), [0; 512]).unwrap();
+    check("a.img", "b.img").unwrap();
+}
+
+#[test]
+fn the_table_of_keys_in_the_docs_is_complete_and_true() {
+    let docs = include_str!("../../docs/operations.md");
+    let keys = [
+        ("`state_dir`", settings::STATE_DIR),
+        ("`site`", "the host's name"),
+        ("`vault.url`", "file://"),
+        ("`vault.encryption`", "\"none\""),
+        ("`vault.ca_file`", ""),
+        ("`vault.allow_http`", "false"),
+        ("`vault.options`", ""),
+        ("`policy.interval`", "\"30s\""),
+        ("`policy.retry`", "[\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]"),
+        ("`policy.log_limit`", "16 MiB"),
+        ("`machine.name`", "128"),
+        ("`machine.policy`", ""),
+        ("`machine.disk.name`", "128"),
+        ("`machine.disk.path`", ""),
+        ("`machine.disk.listen`", "unix:STATE_DIR/MACHINE-DISK.sock"),
+        ("`machine.disk.socket_mode`", "\"0600\""),
+        ("`machine.disk.log_dir`", ""),
+        ("`machine.disk.read_only`", "false"),
+    ];
+    for (key, value) in keys {
+        let row = docs.lines().find(|line| line.starts_with(&format!("| {key}"))).expect(key);
+        assert!(row.contains(value), "the row of {key} does not say {value}: {row}");
+    }
+    let rows = docs.lines().filter(|line| line.starts_with("| `")).count();
+    assert!(rows >= keys.len());
+    let text = "interval = \"30s\"\nretry = [\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]";
+    let stated =
+        with(&format!("[policy]\n{text}\n[[machine]]\nname = \"m\"\n{}", disk("d", "/d", ""))).unwrap();
+    assert_eq!(stated.machines[0].policy, Policy::default());
+}
+
+#[test]
+fn every_example_in_the_documents_is_taken() {
+    let documents = [include_str!("../../README.md"), include_str!("../../docs/operations.md")];
+    let mut examples = 0;
+    for document in documents {
+        for block in document.split("```toml\n").skip(1) {
+            let text = block.split("```").next().unwrap();
+            load(&format!("site = \"lund\"\n{}", text.replace("site = \"lund\"\n", ""))).expect(text);
+            examples += 1;
+        }
+    }
+    assert_eq!(examples, 3);
+}

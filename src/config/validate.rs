@@ -1,0 +1,232 @@
+//! From the file as written to plain data: defaults, ranges, names, and what must not occur twice.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nbd_proxy::{Error, Result};
+use uploader::keys::check_name;
+
+use super::settings::{self, File};
+use super::{Config, DiskConfig, ListenAt, MachineConfig, Policy, VaultConfig, refuse};
+
+/// Checks `file`, read from `path`, and fills its defaults in.
+pub fn validate(path: &Path, file: File) -> Result<Config> {
+    absolute(path, "state_dir", &file.state_dir)?;
+    let site = match file.site {
+        Some(site) => site,
+        None => settings::host_name()?,
+    };
+    check_name("site", &site).map_err(|error| in_file(path, error))?;
+    let vault = vault(path, file.vault)?;
+    let general = policy(path, "policy", file.policy, &Policy::default())?;
+    let mut machines: Vec<MachineConfig> = Vec::new();
+    for raw in file.machine {
+        if machines.iter().any(|machine| machine.name == raw.name) {
+            let message = format!("the machine \"{}\" is configured twice", raw.name);
+            return Err(refuse(path, "machine", message, "give each machine its own name"));
+        }
+        machines.push(machine(path, &file.state_dir, raw, &general)?);
+    }
+    let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, machines };
+    no_shared_places(&config)?;
+    Ok(config)
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            interval: settings::INTERVAL,
+            retry: settings::RETRY_MINUTES.iter().map(|minutes| Duration::from_secs(minutes * 60)).collect(),
+            log_limit: None,
+        }
+    }
+}
+
+fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
+    let unencrypted = match raw.encryption.as_deref() {
+        None => false,
+        Some("none") => true,
+        Some(other) => {
+            let message = format!("encryption = \"{other}\" is unknown");
+            let remedy = "this version does not encrypt; the only value is \"none\"";
+            return Err(refuse(path, "vault.encryption", message, remedy));
+        }
+    };
+    if let Some(ca_file) = &raw.ca_file {
+        absolute(path, "vault.ca_file", ca_file)?;
+    }
+    let vault = VaultConfig {
+        url: raw.url,
+        unencrypted,
+        ca_file: raw.ca_file,
+        allow_http: raw.allow_http,
+        options: raw.options,
+    };
+    crate::vault::check_url(&vault.url).map_err(|error| in_file(path, error))?;
+    Ok(vault)
+}
+
+fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Result<Policy> {
+    let key = |name: &str| format!("{place}.{name}");
+    let mut policy = over.clone();
+    if let Some(interval) = raw.interval {
+        policy.interval = interval.0;
+    }
+    if let Some(retry) = raw.retry {
+        policy.retry = retry.into_iter().map(|gap| gap.0).collect();
+    }
+    if let Some(limit) = raw.log_limit {
+        policy.log_limit = Some(limit.0);
+    }
+    if !settings::INTERVAL_RANGE.contains(&policy.interval) {
+        let message = format!("{:?} is out of range", policy.interval);
+        return Err(refuse(path, key("interval"), message, "from \"1s\" to \"24h\""));
+    }
+    let gaps_fit = policy.retry.iter().all(|gap| settings::RETRY_RANGE.contains(gap));
+    if !gaps_fit || !settings::RETRY_COUNT.contains(&policy.retry.len()) {
+        let message = format!("{:?} is out of range", policy.retry);
+        return Err(refuse(path, key("retry"), message, "1 to 16 gaps, each from \"1s\" to \"24h\""));
+    }
+    if policy.log_limit.is_some_and(|limit| limit < settings::LOG_LIMIT_MIN) {
+        let remedy = format!("at least \"{}\"", bytesize::ByteSize(settings::LOG_LIMIT_MIN));
+        return Err(refuse(
+            path,
+            key("log_limit"),
+            "too small to record while a segment is in transit",
+            remedy,
+        ));
+    }
+    Ok(policy)
+}
+
+fn machine(path: &Path, state_dir: &Path, raw: settings::Machine, general: &Policy) -> Result<MachineConfig> {
+    check_name("machine", &raw.name).map_err(|error| in_file(path, error))?;
+    let place = format!("machine {}", raw.name);
+    let policy = policy(path, &format!("{place}: policy"), raw.policy, general)?;
+    if raw.disk.is_empty() {
+        return Err(refuse(
+            path,
+            place,
+            "the machine has no disk",
+            "add a [[machine.disk]] with name and path",
+        ));
+    }
+    let mut disks: Vec<DiskConfig> = Vec::new();
+    for raw_disk in raw.disk {
+        if disks.iter().any(|disk| disk.name == raw_disk.name) {
+            let message = format!("the disk \"{}\" is configured twice", raw_disk.name);
+            return Err(refuse(path, place, message, "give each disk of a machine its own name"));
+        }
+        disks.push(disk(path, state_dir, &raw.name, raw_disk)?);
+    }
+    Ok(MachineConfig { name: raw.name, policy, disks })
+}
+
+fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Result<DiskConfig> {
+    check_name("disk", &raw.name).map_err(|error| in_file(path, error))?;
+    let place = format!("machine {machine}, disk {}", raw.name);
+    if raw.path.to_str().is_some_and(|text| text.contains("://") || text.starts_with("nbd")) {
+        let message = format!("\"{}\" is not a file or block device", raw.path.display());
+        return Err(refuse(
+            path,
+            format!("{place}: path"),
+            message,
+            "give the path of a raw image or a block device",
+        ));
+    }
+    absolute(path, &format!("{place}: path"), &raw.path)?;
+    if let Some(log_dir) = &raw.log_dir {
+        absolute(path, &format!("{place}: log_dir"), log_dir)?;
+    }
+    let listen = match raw.listen {
+        Some(text) => listen(path, &place, &text)?,
+        None => ListenAt::Unix(state_dir.join(format!("{machine}-{}.sock", raw.name))),
+    };
+    if let ListenAt::Unix(socket) = &listen
+        && socket.as_os_str().len() > settings::SOCKET_PATH_MAX
+    {
+        let message = format!(
+            "the socket path {} is longer than {} bytes",
+            socket.display(),
+            settings::SOCKET_PATH_MAX
+        );
+        return Err(refuse(path, format!("{place}: listen"), message, "choose a shorter path"));
+    }
+    let socket_mode = match &raw.socket_mode {
+        Some(text) => socket_mode(path, &place, text)?,
+        None => settings::SOCKET_MODE,
+    };
+    let settings::Disk { name, path, log_dir, read_only, .. } = raw;
+    Ok(DiskConfig { name, path, listen, socket_mode, log_dir, read_only })
+}
+
+fn socket_mode(path: &Path, place: &str, text: &str) -> Result<u32> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => {
+            let message = format!("\"{text}\" is no file mode");
+            Err(refuse(
+                path,
+                format!("{place}: socket_mode"),
+                message,
+                "write three octal digits, such as \"0660\"",
+            ))
+        }
+    }
+}
+
+fn listen(path: &Path, place: &str, text: &str) -> Result<ListenAt> {
+    let key = format!("{place}: listen");
+    let remedy = "write \"unix:/run/lifeboat/NAME.sock\" or \"tcp:HOST:PORT\"";
+    if let Some(socket) = text.strip_prefix("unix:") {
+        absolute(path, &key, Path::new(socket))?;
+        return Ok(ListenAt::Unix(PathBuf::from(socket)));
+    }
+    let address = text.strip_prefix("tcp:").and_then(|address| Some((address, address.rsplit_once(':')?)));
+    match address {
+        Some((address, (host, port))) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+            Ok(ListenAt::Tcp(address.to_owned()))
+        }
+        _ => Err(refuse(path, key, format!("\"{text}\" is no place to listen at"), remedy)),
+    }
+}
+
+/// Each socket and each change log folder belongs to one disk.
+fn no_shared_places(config: &Config) -> Result<()> {
+    let mut sockets =
+        HashSet::from([ListenAt::Unix(config.proxy_socket()), ListenAt::Unix(config.uploader_socket())]);
+    let mut logs = HashSet::new();
+    for machine in &config.machines {
+        for disk in &machine.disks {
+            let place = format!("machine {}, disk {}", machine.name, disk.name);
+            if !sockets.insert(disk.listen.clone()) {
+                let message = format!("the socket {} is taken already", disk.listen);
+                return Err(refuse(&config.file, place, message, "give each disk its own listen"));
+            }
+            let folder = disk.log_dir.clone().or_else(|| disk.path.parent().map(Path::to_owned));
+            if !logs.insert((folder, format!("{}-{}", machine.name, disk.name))) {
+                let message = "another disk's change log would have the same folder".to_owned();
+                return Err(refuse(
+                    &config.file,
+                    place,
+                    message,
+                    "rename the disk or give it another log_dir",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn absolute(file: &Path, key: &str, path: &Path) -> Result<()> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    let message = format!("\"{}\" is not an absolute path", path.display());
+    Err(refuse(file, key, message, "write the path from the root, beginning with /"))
+}
+
+fn in_file(file: &Path, error: Error) -> Error {
+    refuse(file, &error.object, error.message.clone(), error.remedy.clone())
+}

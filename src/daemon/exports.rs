@@ -1,0 +1,77 @@
+//! The NBD exports of the machines: which disk is served where, under which name.
+
+use std::net::ToSocketAddrs;
+use std::sync::{Mutex, PoisonError};
+
+use nbd_proxy::server::{Export, Limits, Listen, Listener, Server};
+use nbd_proxy::{Error, Kind, Result};
+
+use crate::config::{Config, DiskConfig, ListenAt, MachineConfig};
+use crate::control::proxy_api::Machines;
+
+/// Connections that each disk may have in mind; QEMU uses one, copying tools a handful.
+const CONNECTIONS_PER_DISK: usize = 16;
+
+/// The running NBD server.
+pub struct Exports {
+    server: Mutex<Option<Server>>,
+}
+
+impl Exports {
+    /// Serves every disk of `config`, each on its own socket.
+    pub fn serve(config: &Config, machines: &Machines) -> Result<Self> {
+        let mut listeners = Vec::new();
+        for machine in &config.machines {
+            for disk in &machine.disks {
+                listeners.push(listener(machines, machine, disk)?);
+            }
+        }
+        let limits = Limits::default();
+        let connections = limits.connections.max(listeners.len() * CONNECTIONS_PER_DISK);
+        let server = Server::start(listeners, Limits { connections, ..limits })?;
+        Ok(Self { server: Mutex::new(Some(server)) })
+    }
+
+    /// How many clients use a disk now.
+    pub fn clients(&self, machine: &str, disk: &str) -> u32 {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        server.as_ref().map_or(0, |server| server.connections(&name(machine, disk)))
+    }
+
+    /// Answers what clients have asked for, and closes. Blocks.
+    pub fn stop(&self) {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(server) = server {
+            server.stop();
+        }
+    }
+}
+
+fn name(machine: &str, disk: &str) -> String {
+    format!("{machine}/{disk}")
+}
+
+fn listener(machines: &Machines, machine: &MachineConfig, disk: &DiskConfig) -> Result<Listener> {
+    let name = name(&machine.name, &disk.name);
+    let opened = machines.get(&machine.name).ok_or_else(|| {
+        Error::new(Kind::NotFound, format!("machine {}", machine.name), "it was not opened")
+    })?;
+    let device = opened.disk(&disk.name)?.clone();
+    let description = format!("disk {} of machine {}", disk.name, machine.name);
+    let export = Export { name, description, device, read_only: disk.read_only };
+    Ok(Listener { listen: place(&disk.listen, disk.socket_mode)?, exports: vec![export] })
+}
+
+fn place(listen: &ListenAt, mode: u32) -> Result<Listen> {
+    let address = match listen {
+        ListenAt::Unix(path) => return Ok(Listen::Unix { path: path.clone(), mode }),
+        ListenAt::Tcp(address) => address,
+    };
+    let failed = |message: String| {
+        Error::new(Kind::InvalidInput, listen.to_string(), message)
+            .remedy("name an address of this host in listen")
+    };
+    let mut found =
+        address.to_socket_addrs().map_err(|error| failed(format!("cannot find the address: {error}")))?;
+    found.next().map(Listen::Tcp).ok_or_else(|| failed("the name has no address".to_owned()))
+}

@@ -1,0 +1,128 @@
+//! How a point comes to exist.
+//!
+//! A point means: the machine's disks could have shown exactly this after a crash at the cut's instant. The order of
+//! things, and what a death between them leaves:
+//!
+//! 1. *Cut.* The proxy rolls the logs; their segments stay until released. Death: the next cut includes them again.
+//! 2. *Upload* each delta under a name drawn for it ([`upload`] → [`Uploaded`]). They may overtake each other. Death:
+//!    objects that no point names, which no reader ever looks at; cleaning them up is pruning's work.
+//! 3. *Append* the entry that names them to the line ([`append`] → [`Committed`]). This is the commit: before it the
+//!    point does not exist, after it the point is durable, complete and found by every reader. It needs the
+//!    [`Uploaded`] value of each object it names, so a name can never dangle. Death, or a lost reply: the next append
+//!    of the same number is answered "exists" and reading the entry tells whose it is ([`Outcome::Adopted`]). An
+//!    adopted entry is a true point of an earlier cut. The cut at hand includes that earlier one, which was never
+//!    released, so it follows as the next entry: records that both hold are applied twice, and the later records
+//!    decide in both.
+//! 4. *Remember* the new head and each disk's tracking id in the local state, durably. Death: the next start reads
+//!    entry head+1 and adopts it.
+//! 5. *End syncs, then release the cut.* Only now may segments go. Death: both are repeated.
+//!
+//! Chain of positions: released ≤ remembered ≤ committed ≤ uploaded ≤ cut.
+//!
+//! The writer's id and generation are durable locally before the first append, so "ours" is decidable after any crash.
+//! Nothing is retried here; a failed cycle starts again at 1.
+
+use bytes::Bytes;
+use nbd_proxy::{Error, Kind, Result};
+
+use crate::delta::Encoded;
+use crate::keys;
+use crate::line::{Appended, Line};
+use crate::point::{self, DeltaRef, Header};
+use crate::vault::Vault;
+
+/// Proof that a delta is durable in the vault. Not clonable: each is named by one point.
+#[derive(Debug)]
+pub struct Uploaded(DeltaRef);
+
+impl Uploaded {
+    /// A delta that an earlier run of this writer uploaded and durably wrote down.
+    pub(crate) fn remembered(delta: DeltaRef) -> Self {
+        Self(delta)
+    }
+
+    /// How a point will name it.
+    pub fn reference(&self) -> &DeltaRef {
+        &self.0
+    }
+}
+
+/// Proof that a point exists.
+#[derive(Debug)]
+pub struct Committed(Header);
+
+impl Committed {
+    /// What the point says about itself.
+    pub fn header(&self) -> &Header {
+        &self.0
+    }
+}
+
+/// How a commit ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The entry is ours and new.
+    Committed(Committed),
+    /// The number was taken by an earlier attempt of this writer: that entry counts, and ours has to come after it.
+    Adopted(Committed),
+}
+
+/// Puts a delta of `machine`, made for entry `number`, into the vault.
+pub async fn upload(vault: &Vault, machine: &str, number: u64, delta: Encoded) -> Result<Uploaded> {
+    let name = keys::new_delta(number);
+    vault.store.put(&keys::delta(machine, &name), delta.payload()).await?;
+    Ok(Uploaded(DeltaRef { name: Some(name), size: delta.size, logical: delta.logical, index: delta.index }))
+}
+
+/// The line of `machine` in `vault`.
+pub fn line(vault: &Vault, machine: &str) -> Line {
+    Line::new(vault.store.clone(), keys::line_folder(machine), point::owner_of)
+}
+
+/// Appends the entry that `header` describes, consisting of `deltas` and then `embedded`.
+pub async fn append(
+    line: &Line, header: Header, deltas: &[&Uploaded], embedded: Option<&Encoded>,
+) -> Result<Outcome> {
+    let mut header = header;
+    let mut list: Vec<DeltaRef> = deltas.iter().map(|uploaded| uploaded.0.clone()).collect();
+    if let Some(delta) = embedded {
+        list.push(DeltaRef { name: None, size: delta.size, logical: delta.logical, index: delta.index });
+    }
+    header.bytes = list.iter().map(|delta| delta.size).sum();
+    header.logical = list.iter().map(|delta| delta.logical).sum();
+    let entry = point::encode(&header, &list, embedded)?;
+    let (number, owner) = (header.number, header.owner());
+    match line.append(number, owner, entry).await? {
+        Appended::Created => Ok(Outcome::Committed(Committed(header))),
+        there => settle(line, number, there).map(Outcome::Adopted),
+    }
+}
+
+/// What an entry that is already there means to us: adopted if ours, [`Kind::Fenced`] otherwise.
+pub fn settle(line: &Line, number: u64, there: Appended) -> Result<Committed> {
+    match there {
+        Appended::Ours(bytes) => Ok(Committed(read(line, number, &bytes)?)),
+        Appended::Foreign(bytes) => Err(fenced(&read(line, number, &bytes)?)),
+        Appended::Created => Err(Error::new(Kind::InvalidInput, line.key(number), "was not there before")),
+    }
+}
+
+/// Reads the header of a line's entry and checks that it stands where it says.
+pub fn read(line: &Line, number: u64, bytes: &Bytes) -> Result<Header> {
+    let key = line.key(number);
+    let header = point::decode_header(&key, bytes)?;
+    if header.number != number {
+        let message = format!("says that it is entry {}: objects were moved or swapped", header.number);
+        return Err(Error::corrupt(key, message));
+    }
+    Ok(header)
+}
+
+fn fenced(entry: &Header) -> Error {
+    let message = format!(
+        "another writer owns the machine's line now: entry {} was written in generation {} on host {} at {}",
+        entry.number, entry.generation, entry.host, entry.time
+    );
+    let remedy = "let only one site replicate this machine; points up to there are safe";
+    Error::new(Kind::Fenced, &entry.machine, message).remedy(remedy)
+}

@@ -1,0 +1,149 @@
+//! A delta or an entry taken apart for people: read from a file, every checksum verified.
+
+use std::fmt;
+use std::path::Path;
+
+use nbd_proxy::{Error, Kind, Result};
+use serde::Serialize;
+
+use crate::delta::reader;
+use crate::delta::{Index, IndexRef};
+use crate::digest::hex;
+use crate::keys;
+use crate::point::{self, DeltaRef, Header};
+
+/// What a file holds.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "type")]
+pub enum Description {
+    /// A delta.
+    Delta(DeltaSummary),
+    /// An entry of a line: a point or a claim.
+    Entry(EntrySummary),
+}
+
+/// A delta in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeltaSummary {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its frames.
+    pub frames: usize,
+    /// Raw bytes in its frames.
+    pub raw: u64,
+    /// Where its index is.
+    pub index: IndexRef,
+    /// Its disks.
+    pub disks: Vec<DiskChanges>,
+}
+
+/// What a delta holds of a disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskChanges {
+    /// The disk.
+    pub name: String,
+    /// Runs of changed bytes.
+    pub extents: usize,
+    /// Bytes with data.
+    pub data: u64,
+    /// Bytes that read as zero.
+    pub zero: u64,
+}
+
+/// An entry in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct EntrySummary {
+    /// What it says about itself.
+    pub header: Header,
+    /// Its deltas in the order in which they apply.
+    pub deltas: Vec<DeltaRef>,
+    /// The delta embedded in it.
+    pub embedded: Option<DeltaSummary>,
+}
+
+/// Takes the file at `path` apart.
+pub fn describe(path: &Path) -> Result<Description> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    decode(&path.display().to_string(), &bytes)
+}
+
+/// Takes `bytes` apart; `object` names them in errors. Takes arbitrary bytes.
+pub fn decode(object: &str, bytes: &[u8]) -> Result<Description> {
+    match bytes.get(..7) {
+        Some(start) if *start == crate::delta::format::MAGIC[..7] => {
+            delta(object, bytes).map(Description::Delta)
+        }
+        Some(start) if *start == point::MAGIC[..7] => {
+            let entry = point::decode(object, bytes)?;
+            let embedded = &bytes[entry.embedded.clone()];
+            let embedded = if embedded.is_empty() { None } else { Some(delta(object, embedded)?) };
+            Ok(Description::Entry(EntrySummary { header: entry.header, deltas: entry.deltas, embedded }))
+        }
+        _ => {
+            let message = "is neither a delta nor an entry of a line";
+            Err(Error::new(Kind::InvalidInput, object, message).remedy("name a file from a vault"))
+        }
+    }
+}
+
+fn delta(object: &str, bytes: &[u8]) -> Result<DeltaSummary> {
+    let (index_ref, index) = reader::check(object, bytes)?;
+    let Index { frames, disks } = index;
+    let summary = |(name, extents): (String, Vec<crate::delta::Extent>)| {
+        let sum = |data: bool| extents.iter().filter(|extent| extent.at.is_some() == data).map(|e| e.len).sum();
+        DiskChanges { name, extents: extents.len(), data: sum(true), zero: sum(false) }
+    };
+    Ok(DeltaSummary {
+        size: bytes.len() as u64,
+        frames: frames.len(),
+        raw: frames.iter().map(|frame| u64::from(frame.raw_len)).sum(),
+        index: index_ref,
+        disks: disks.into_iter().map(summary).collect(),
+    })
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Delta(delta) => delta.fmt(f),
+            Self::Entry(entry) => entry.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for DeltaSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "delta: {} bytes, {} frames holding {} raw bytes", self.size, self.frames, self.raw)?;
+        writeln!(f, "index: at {}, {} bytes, digest {}", self.index.offset, self.index.len, hex(&self.index.digest.0))?;
+        for disk in &self.disks {
+            let (name, extents) = (&disk.name, disk.extents);
+            writeln!(f, "disk {name}: {extents} extents, {} data bytes, {} zero bytes", disk.data, disk.zero)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for EntrySummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let header = &self.header;
+        let what = if header.is_point() { "point" } else { "claim" };
+        writeln!(f, "{what} {} of {}, {} on host {}", header.id(), header.machine, header.time, header.host)?;
+        writeln!(f, "writer: {}", header.writer)?;
+        if let Some(parent) = header.parent {
+            writeln!(f, "parent: {parent}")?;
+        }
+        for disk in &header.disks {
+            let whole = if disk.whole { ", whole" } else { "" };
+            writeln!(f, "disk {}: {} bytes{whole}, tracking {}", disk.name, disk.size, disk.tracking)?;
+        }
+        for delta in &self.deltas {
+            let name = delta.name.as_ref().map(|name| keys::delta(&header.machine, name));
+            let name = name.unwrap_or_else(|| "embedded".to_owned());
+            writeln!(f, "delta {name}: {} bytes, covering {} bytes of disks", delta.size, delta.logical)?;
+        }
+        self.embedded.as_ref().map_or(Ok(()), |delta| delta.fmt(f))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! All object names of a vault, formatted and parsed; nothing else builds or takes apart a key.
+//!
+//! ```text
+//! lifeboat.json                                 the vault's marker
+//! machines/<machine>/line/<n, 20 digits>        entry n of the machine's line: a point or a claim
+//! machines/<machine>/deltas/<n, 20 digits>-<32 hex>   a delta made for entry n; the hex digits are random
+//! ```
+//!
+//! Twenty digits hold any `u64`, so that names sort as numbers do. A delta's name is drawn anew for each upload: it is
+//! never used twice, so an upload that is repeated or abandoned cannot disturb another.
+
+use std::fmt;
+use std::str::FromStr;
+
+use nbd_proxy::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The vault's marker.
+pub const MARKER: &str = "lifeboat.json";
+
+/// The folder that holds one folder for each machine.
+pub const MACHINES: &str = "machines";
+
+const NAME_MAX: usize = 128;
+
+/// Refuses names that could not be part of an object's name on every store.
+pub fn check_name(what: &str, name: &str) -> Result<()> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(fine) {
+        let message = format!("is no valid name for a {what}");
+        let remedy = "use up to 128 letters, digits, '-', '_' and '.', not starting with '.'";
+        return Err(Error::new(Kind::InvalidInput, name, message).remedy(remedy));
+    }
+    Ok(())
+}
+
+/// The folder of a machine's line.
+pub fn line_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}/line")
+}
+
+/// The name of entry `number` in a line's folder.
+pub fn line_entry(folder: &str, number: u64) -> String {
+    format!("{folder}/{number:020}")
+}
+
+/// The number of the entry that `key` names; `None` if it names none.
+pub fn parse_line_entry(key: &str) -> Option<u64> {
+    let name = key.rsplit('/').next()?;
+    (name.len() == 20 && name.bytes().all(|b| b.is_ascii_digit())).then(|| name.parse().ok())?
+}
+
+/// The machine's folder of deltas.
+pub fn delta_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}/deltas")
+}
+
+/// A name, never used before, for a delta meant for entry `number`.
+pub fn new_delta(number: u64) -> String {
+    format!("{number:020}-{}", Uuid::new_v4().simple())
+}
+
+/// The full name of the delta `name` of `machine`.
+pub fn delta(machine: &str, name: &str) -> String {
+    format!("{}/{name}", delta_folder(machine))
+}
+
+/// Names a point or a claim, uniquely over all generations of a machine: `g<generation>-<number>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PointId {
+    /// The generation it belongs to.
+    pub generation: u64,
+    /// Its number on the line.
+    pub number: u64,
+}
+
+impl fmt::Display for PointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "g{}-{}", self.generation, self.number)
+    }
+}
+
+impl FromStr for PointId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let (generation, number) = text.strip_prefix('g')?.split_once('-')?;
+            Some(Self { generation: decimal(generation)?, number: decimal(number)? })
+        };
+        parse().ok_or_else(|| {
+            Error::new(Kind::InvalidInput, text, "is no point id").remedy("`lifeboat points` lists them")
+        })
+    }
+}
+
+/// A number in the one form that [`PointId`] prints.
+fn decimal(text: &str) -> Option<u64> {
+    let canonical = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if canonical { text.parse().ok() } else { None }
+}
+
+impl Serialize for PointId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PointId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|_| serde::de::Error::custom("no point id"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

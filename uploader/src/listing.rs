@@ -1,0 +1,191 @@
+//! What a vault holds: its machines and their points. Read from the vault alone; no local state is asked.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use jiff::Timestamp;
+use nbd_proxy::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::keys::{self, PointId};
+use crate::point::{self, EntryKind, Header};
+use crate::vault::Vault;
+
+/// Entries read at the same time.
+const PARALLEL: usize = 16;
+/// What a first read of an entry fetches: enough for the header of a machine with dozens of disks.
+const HEADER_GUESS: u64 = 8 << 10;
+
+/// How a user names a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PointName {
+    /// The newest point of the owning generation.
+    Latest,
+    /// The point with this id.
+    Id(PointId),
+    /// The newest point not after this instant.
+    At(Timestamp),
+}
+
+impl FromStr for PointName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "latest" {
+            return Ok(Self::Latest);
+        }
+        let time = || text.parse().map(Self::At);
+        text.parse().map(Self::Id).or_else(|_| time()).map_err(|_| {
+            let remedy = "use an id as `lifeboat points` prints it, `latest`, or a time such as 2026-02-01T12:00:00Z";
+            Error::new(Kind::InvalidInput, text, "names no point").remedy(remedy)
+        })
+    }
+}
+
+impl fmt::Display for PointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::Id(id) => id.fmt(f),
+            Self::At(time) => time.fmt(f),
+        }
+    }
+}
+
+/// A disk as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSummary {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes at the point.
+    pub size: u64,
+}
+
+/// A point as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointInfo {
+    /// Its id.
+    pub id: PointId,
+    /// The instant it shows.
+    pub time: Timestamp,
+    /// The generation it belongs to.
+    pub generation: u64,
+    /// Its number on the line.
+    pub sequence: u64,
+    /// `crash` or `application`.
+    pub kind: EntryKind,
+    /// Bytes of its deltas in the vault.
+    pub bytes: u64,
+    /// The machine's disks at that instant.
+    pub disks: Vec<DiskSummary>,
+}
+
+impl From<Header> for PointInfo {
+    fn from(header: Header) -> Self {
+        let summary = |disk: point::PointDisk| DiskSummary { name: disk.name, size: disk.size };
+        Self {
+            id: PointId { generation: header.generation, number: header.number },
+            time: header.time,
+            generation: header.generation,
+            sequence: header.number,
+            kind: header.kind,
+            bytes: header.bytes,
+            disks: header.disks.into_iter().map(summary).collect(),
+        }
+    }
+}
+
+/// The machines in the vault, sorted.
+pub async fn machines(vault: &Vault) -> Result<Vec<String>> {
+    vault.store.list_folders(keys::MACHINES).await
+}
+
+/// The points of `machine`, oldest first.
+pub async fn points(vault: &Vault, machine: &str) -> Result<Vec<PointInfo>> {
+    let headers = headers(vault, machine).await?;
+    Ok(headers.into_iter().filter(Header::is_point).map(PointInfo::from).collect())
+}
+
+/// The headers of all entries of `machine`, in the order of the line.
+pub async fn headers(vault: &Vault, machine: &str) -> Result<Vec<Header>> {
+    let numbers = numbers(vault, machine).await?;
+    stream::iter(numbers).map(|number| header(vault, machine, number)).buffered(PARALLEL).try_collect().await
+}
+
+/// The point that `name` names.
+pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<PointInfo> {
+    let missing = || {
+        let message = format!("has no point {name}");
+        Error::new(Kind::NotFound, machine, message).remedy("`lifeboat points` lists the machine's points")
+    };
+    if let PointName::Id(id) = name {
+        keys::check_name("machine", machine)?;
+        return match header(vault, machine, id.number).await {
+            Ok(header) if header.is_point() && header.id() == *id => Ok(header.into()),
+            Ok(_) => Err(missing()),
+            // Tells an unknown machine from an unknown point.
+            Err(e) if e.kind == Kind::NotFound => numbers(vault, machine).await.and(Err(missing())),
+            Err(e) => Err(e),
+        };
+    }
+    // An old instant is found by reading all headers, many at a time; the newest point needs but one or two.
+    let mut known: HashMap<u64, Header> = HashMap::new();
+    if let PointName::At(_) = name {
+        known.extend(headers(vault, machine).await?.into_iter().map(|header| (header.number, header)));
+    }
+    let mut numbers = numbers(vault, machine).await?;
+    while let Some(number) = numbers.pop() {
+        let header = match known.remove(&number) {
+            Some(header) => header,
+            None => header(vault, machine, number).await?,
+        };
+        if !header.is_point() {
+            // Between a claim and the point that it forks from lies a branch that lost.
+            let fork = header.parent.map_or(0, |fork| fork.number);
+            numbers.retain(|number| *number <= fork);
+            continue;
+        }
+        let wanted = match name {
+            PointName::At(time) => header.time <= *time,
+            _ => true,
+        };
+        if wanted {
+            return Ok(header.into());
+        }
+    }
+    Err(missing())
+}
+
+async fn numbers(vault: &Vault, machine: &str) -> Result<Vec<u64>> {
+    keys::check_name("machine", machine)?;
+    let listed = vault.store.list(&keys::line_folder(machine)).await?;
+    let numbers: Vec<u64> = listed.iter().filter_map(|object| keys::parse_line_entry(&object.key)).collect();
+    if numbers.is_empty() {
+        let message = format!("the vault at {} has no such machine", vault.store.url());
+        let remedy = "`lifeboat machines` lists what the vault holds";
+        return Err(Error::new(Kind::NotFound, machine, message).remedy(remedy));
+    }
+    Ok(numbers)
+}
+
+/// The header of entry `number`: one request, two for a machine with very many disks.
+pub async fn header(vault: &Vault, machine: &str, number: u64) -> Result<Header> {
+    let key = keys::line_entry(&keys::line_folder(machine), number);
+    let object = vault.store.name_of(&key);
+    let mut start = vault.store.get_start(&key, HEADER_GUESS).await?;
+    let end = point::header_end(&object, &start)?;
+    if end > start.len() && start.len() as u64 == HEADER_GUESS {
+        start = vault.store.get_range(&key, 0..end as u64).await?;
+    }
+    let header = point::decode_header(&object, &start)?;
+    if header.number != number || header.machine != machine {
+        let message = format!("says that it is {} of {}: objects were moved", header.id(), header.machine);
+        return Err(Error::corrupt(object, message));
+    }
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests;

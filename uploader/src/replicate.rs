@@ -1,0 +1,205 @@
+//! The replication loop of one machine: sync what is not in the vault, then a point every interval.
+//!
+//! ```text
+//!              ┌──────────── resume, retry ────────────┐
+//!              ▼                                       │
+//!  connect → claim → sync ──(exact)──► idle ⇄ cycle ── error ─► waiting (transient) / stopped (permanent)
+//!     ▲                ▲                  │
+//!     └── resync ──────┴─ tracking changed┘            pause from anywhere → paused
+//! ```
+//!
+//! One task owns all state. A *step* (everything from "connect" to a committed point) is one future of that task, and
+//! is written so that it may be dropped at any await and begun again: that is what a pause, a stop, an error and a
+//! kill all do. What has to survive is in two files: the [`state`] (identity, head, what is exact) and, during a sync,
+//! its [`journal`] (which deltas hold what was copied). Both are durable before what depends on them.
+//!
+//! A sync copies the live disk in address order while writes are being logged. Every interval an intermediate cut is
+//! shipped too, written into the journal, and released, so that logs stay bounded however long the sync takes. The
+//! closing point lists all of it in the order copy, log, copy, log …: that is right because every copy in the list was
+//! read before the cut that follows it, so what changed during or after the read is in a later log.
+
+pub mod journal;
+pub mod state;
+pub mod status;
+
+mod engine;
+mod ship;
+mod sync;
+mod task;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use nbd_proxy::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::jobs::Jobs;
+use crate::keys::PointId;
+use crate::source::Source;
+use crate::store::StoreConfig;
+use crate::vault::{Encryption, Vault};
+
+pub use status::{DiskState, DiskStatus, Health, Phase, Status};
+
+/// What the loop of one machine needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The machine.
+    pub machine: String,
+    /// The time between two points.
+    pub interval: Duration,
+    /// The folder for the machine's local state.
+    pub state_dir: PathBuf,
+    /// Where job records go.
+    pub jobs: Jobs,
+    /// How long to wait after each failed attempt in a row; the last one repeats.
+    pub retry_gaps: Vec<Duration>,
+    /// This host's name, written into entries for people.
+    pub host: String,
+}
+
+/// The gaps between attempts: one quick retry, then 1, 2, 4, 8, 10 minutes, then every 30.
+pub fn default_gaps() -> Vec<Duration> {
+    [3, 60, 120, 240, 480, 600, 1800].map(Duration::from_secs).to_vec()
+}
+
+/// Opens the vault; called at the start and again after errors.
+pub type Connect = Box<dyn Fn() -> BoxFuture<'static, Result<Vault>> + Send + Sync>;
+
+/// Opens, or makes, the vault that `config` names.
+pub fn connect_to(config: StoreConfig, encryption: Encryption) -> Connect {
+    Box::new(move || {
+        let config = config.clone();
+        Box::pin(async move { Vault::open_or_create(&config, encryption).await })
+    })
+}
+
+/// What a cut cost and became.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutReport {
+    /// The point, durable in the vault.
+    pub point: PointId,
+    /// Its instant.
+    pub time: Timestamp,
+    /// Bytes written to the vault for it.
+    pub bytes: u64,
+    /// Objects written for it.
+    pub puts: u64,
+    /// Objects read for it.
+    pub gets: u64,
+    /// Listings made for it.
+    pub lists: u64,
+}
+
+/// Those who wait for a point.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    waiting: Mutex<Vec<Waiter>>,
+    arrived: Notify,
+}
+
+pub(crate) type Waiter = oneshot::Sender<Result<CutReport>>;
+
+impl Inbox {
+    fn add(&self, waiter: Waiter) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiter);
+        self.arrived.notify_one();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn take(&self) -> Vec<Waiter> {
+        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+pub(crate) enum Command {
+    Pause(oneshot::Sender<Result<()>>),
+    Resume(oneshot::Sender<Result<()>>),
+    Resync(oneshot::Sender<Result<()>>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// The way to a running loop. Clones lead to the same one; it ends when the last is dropped.
+#[derive(Clone)]
+pub struct Handle {
+    machine: Arc<str>,
+    commands: mpsc::Sender<Command>,
+    inbox: Arc<Inbox>,
+    status: watch::Receiver<Status>,
+}
+
+/// Starts the loop as a task of the current runtime.
+pub fn start<S: Source>(settings: Settings, source: S, connect: Connect) -> Handle {
+    let (commands, receiver) = mpsc::channel(16);
+    let inbox = Arc::new(Inbox::default());
+    let (publish, status) = watch::channel(Status::new(&settings.machine, settings.interval));
+    let machine = settings.machine.as_str().into();
+    let engine = engine::Engine::new(settings, Box::new(source), connect, Arc::clone(&inbox), publish);
+    tokio::spawn(task::run(engine, receiver));
+    Handle { machine, commands, inbox, status }
+}
+
+impl Handle {
+    /// Takes a point now and waits until it is durable. During a sync that is the point which ends it.
+    pub async fn cut(&self) -> Result<CutReport> {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.is_closed() {
+            return Err(self.ended());
+        }
+        self.inbox.add(reply);
+        answer.await.map_err(|_| self.ended())?
+    }
+
+    /// Stops replicating until [`Handle::resume`], also over restarts. Writes go on being tracked.
+    pub async fn pause(&self) -> Result<()> {
+        self.ask(Command::Pause).await
+    }
+
+    /// Goes on after a pause; tries again at once after an error.
+    pub async fn resume(&self) -> Result<()> {
+        self.ask(Command::Resume).await
+    }
+
+    /// Copies all disks again, relying on nothing in the vault. Points that exist stay.
+    pub async fn resync(&self) -> Result<()> {
+        self.ask(Command::Resync).await
+    }
+
+    /// Ends the loop; everything needed to go on later is durable already.
+    pub async fn stop(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Stop(reply)).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    /// How things are now.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// How things are, for those who wait for a change.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    async fn ask(&self, command: fn(oneshot::Sender<Result<()>>) -> Command) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| self.ended())?;
+        answer.await.map_err(|_| self.ended())?
+    }
+
+    fn ended(&self) -> Error {
+        Error::new(Kind::NotReady, &*self.machine, "replication is not running").remedy("is the uploader running?")
+    }
+}
+
+#[cfg(test)]
+mod tests;

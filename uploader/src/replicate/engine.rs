@@ -1,0 +1,408 @@
+//! One step of the loop: from whatever is on disk and in the vault to a committed point.
+//!
+//! [`Engine::step`] may be dropped at any await and called again. What it learned is thrown away then, and after every
+//! error: the next step reads the local state, opens the vault and looks at entry head+1 before it does anything, so a
+//! reply that was lost is found first.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use nbd_proxy::tracking::{Cut, MachineInfo};
+use nbd_proxy::{Error, Kind, Result};
+use tokio::sync::watch;
+
+use super::journal::Journal;
+use super::ship::{self, Target};
+use super::state::State;
+use super::status::{DiskState, DiskStatus, Phase, Status};
+use super::{Connect, CutReport, Inbox, Settings, Waiter};
+use crate::commit::{self, Committed, Outcome, Uploaded};
+use crate::delta::Encoded;
+use crate::line::Line;
+use crate::point::{EntryKind, Header, PointDisk};
+use crate::source::AnySource;
+use crate::store::Counts;
+use crate::vault::Vault;
+
+/// How often tracking may change under one step before it is left to a later one.
+const ROUNDS: usize = 8;
+/// How often a claim is tried again because somebody else appended meanwhile.
+const CLAIMS: usize = 8;
+
+/// What stays the same as long as the loop runs.
+pub(super) struct Context {
+    pub settings: Settings,
+    pub source: Box<dyn AnySource>,
+    pub status: watch::Sender<Status>,
+    connect: Connect,
+    inbox: std::sync::Arc<Inbox>,
+    /// Those whose cut has been taken.
+    serving: Vec<Waiter>,
+    pub last_cut: Instant,
+    /// Requests made through vaults that were closed since.
+    past: Counts,
+}
+
+/// What is known once the vault is open and the line is ours.
+pub(super) struct Ready {
+    pub vault: Vault,
+    line: Line,
+    pub state: State,
+    pub journal: Option<Journal>,
+}
+
+pub(super) struct Engine {
+    ctx: Context,
+    ready: Option<Ready>,
+}
+
+impl Engine {
+    pub fn new(
+        settings: Settings, source: Box<dyn AnySource>, connect: Connect, inbox: std::sync::Arc<Inbox>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let last_cut = Instant::now();
+        let (serving, past) = (Vec::new(), Counts::default());
+        Self {
+            ctx: Context { settings, source, status, connect, inbox, serving, last_cut, past },
+            ready: None,
+        }
+    }
+
+    /// Does whatever stands between now and a committed point.
+    pub async fn step(&mut self) -> Result<()> {
+        self.forget();
+        let ready = self.ready.insert(self.ctx.prepare().await?);
+        let mut work = Work { ctx: &mut self.ctx, ready };
+        for _ in 0..ROUNDS {
+            if work.attempt().await? {
+                return Ok(());
+            }
+        }
+        let message = "the disks' tracking changes faster than it can be followed";
+        Err(Error::new(Kind::NotReady, &self.ctx.settings.machine, message))
+    }
+
+    /// Closes the vault; the next step begins from what is durable.
+    pub fn forget(&mut self) {
+        if let Some(ready) = self.ready.take() {
+            self.ctx.past = self.ctx.past + ready.vault.store.counts();
+            let past = self.ctx.past;
+            self.ctx.status.send_modify(|status| status.counts = past);
+        }
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.ctx.settings
+    }
+
+    pub fn inbox(&self) -> &Inbox {
+        &self.ctx.inbox
+    }
+
+    /// Changes what is shown of the loop.
+    pub fn show(&self, change: impl FnOnce(&mut Status)) {
+        self.ctx.status.send_modify(change);
+    }
+
+    /// Everybody who waits for a point is told `error`.
+    pub fn refuse_waiters(&mut self, error: &Error) {
+        for waiter in self.ctx.serving.drain(..).chain(self.ctx.inbox.take()) {
+            let copy = Error::new(error.kind, &error.object, &error.message).remedy(&error.remedy);
+            let _ = waiter.send(Err(copy));
+        }
+    }
+
+    /// Somebody waits for a point.
+    pub fn has_waiters(&self) -> bool {
+        !self.ctx.serving.is_empty()
+    }
+}
+
+impl Context {
+    /// Opens the vault and makes sure that the line is ours.
+    async fn prepare(&mut self) -> Result<Ready> {
+        self.status.send_modify(|status| {
+            status.phase = Phase::Starting;
+            status.activity.clear();
+        });
+        let vault = (self.connect)().await?.counted_apart();
+        let (folder, machine) = (&self.settings.state_dir, &self.settings.machine);
+        let loaded = State::load(folder, machine)?;
+        let paused = loaded.as_ref().is_some_and(|state| state.paused);
+        let state = loaded.filter(|state| state.vault == vault.id).unwrap_or_else(|| {
+            let mut fresh = State::new(machine, vault.id);
+            fresh.paused = paused;
+            fresh
+        });
+        let line = commit::line(&vault, machine);
+        let mut ready = Ready { vault, line, state, journal: None };
+        if !ready.state.claimed {
+            self.claim(&mut ready).await?;
+        }
+        while let Some(there) = ready.line.probe(ready.state.head + 1, ready.state.owner()).await? {
+            let adopted = commit::settle(&ready.line, ready.state.head + 1, there)?;
+            self.remember(&mut ready, &adopted)?;
+        }
+        let sync = ready.state.sync.as_ref();
+        ready.journal = sync.map(|sync| Journal::open(folder, machine, sync.id)).transpose()?;
+        Ok(ready)
+    }
+
+    /// Begins a generation: pick the newest point, then claim; if the head moved meanwhile, pick again.
+    async fn claim(&self, ready: &mut Ready) -> Result<()> {
+        for _ in 0..CLAIMS {
+            let (line, state) = (&ready.line, &mut ready.state);
+            state.head = line.find_head().await?;
+            state.generation = 1;
+            state.point = None;
+            if let Some(bytes) = line.read(state.head).await? {
+                let head = commit::read(line, state.head, &bytes)?;
+                state.point = if head.is_point() { Some(head.id()) } else { head.parent };
+                if head.writer == state.writer {
+                    // A claim of ours whose reply was lost.
+                    state.generation = head.generation;
+                    state.claimed = true;
+                    return state.save(&self.settings.state_dir);
+                }
+                state.generation = head.generation + 1;
+            }
+            // The writer's id must survive before its first entry exists.
+            state.save(&self.settings.state_dir)?;
+            let header = self.header(state, EntryKind::Claim, Timestamp::now(), Vec::new());
+            match commit::append(line, header, &[], None).await {
+                Ok(Outcome::Committed(claim) | Outcome::Adopted(claim)) => {
+                    state.claimed = true;
+                    return self.remember(ready, &claim);
+                }
+                Err(e) if e.kind == Kind::Fenced => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let message = "other writers keep claiming the machine's line";
+        Err(Error::new(Kind::Fenced, &self.settings.machine, message)
+            .remedy("let only one site replicate this machine"))
+    }
+
+    fn header(&self, state: &State, kind: EntryKind, time: Timestamp, disks: Vec<PointDisk>) -> Header {
+        Header {
+            machine: self.settings.machine.clone(),
+            number: state.head + 1,
+            generation: state.generation,
+            writer: state.writer,
+            host: self.settings.host.clone(),
+            kind,
+            parent: state.point,
+            time,
+            disks,
+            bytes: 0,
+            logical: 0,
+        }
+    }
+
+    /// Makes the local state follow an entry of ours that the vault has.
+    fn remember(&self, ready: &mut Ready, entry: &Committed) -> Result<()> {
+        let sync = ready.state.sync.clone();
+        ready.state.remember(entry.header());
+        ready.state.save(&self.settings.state_dir)?;
+        if let Some(sync) = sync.filter(|_| ready.state.sync.is_none()) {
+            ready.journal = None;
+            Journal::remove(&self.settings.state_dir, &self.settings.machine)?;
+            if let Some(mut job) = self.settings.jobs.get(sync.job)? {
+                job.bytes_done = job.bytes_total;
+                self.settings.jobs.end(job, Ok(()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A step with the vault open and the line ours.
+pub(super) struct Work<'a> {
+    pub ctx: &'a mut Context,
+    pub ready: &'a mut Ready,
+}
+
+impl Work<'_> {
+    /// Tries for a point; `false` means that tracking changed on the way.
+    async fn attempt(&mut self) -> Result<bool> {
+        let before = self.ready.vault.store.counts();
+        let info = self.ctx.source.machine().await?;
+        self.plan_sync(&info).await?;
+        self.show(&info);
+        if !self.copy_all().await? {
+            return Ok(false);
+        }
+        self.point(before).await
+    }
+
+    /// The tracking id under which `disk` is, or will be, exact.
+    fn expected(&self, disk: &str) -> Option<(uuid::Uuid, u64)> {
+        let state = &self.ready.state;
+        let syncing = state.sync.as_ref().and_then(|sync| sync.disks.iter().find(|planned| planned.name == disk));
+        let known = || state.disks.get(disk).map(|known| (known.tracking, known.size));
+        syncing.map(|planned| (planned.tracking, planned.size)).or_else(known)
+    }
+
+    /// Cuts; `None` if a disk is not tracked as expected any more.
+    pub async fn cut(&mut self) -> Result<Option<Cut>> {
+        let cut = match self.ctx.source.cut().await {
+            Ok(cut) => cut,
+            Err(e) if e.kind == Kind::NotReady && self.changed().await? => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        self.ctx.last_cut = Instant::now();
+        let fits = |disk: &nbd_proxy::tracking::CutDisk| {
+            self.expected(&disk.name) == Some((disk.tracking, disk.size))
+        };
+        Ok(cut.disks.iter().all(fits).then_some(cut))
+    }
+
+    /// Whether a disk is not tracked as expected any more.
+    ///
+    /// Also asked after the segments of a cut were read: a proxy that runs out of log space gives segments up, and
+    /// makes a new tracking id before it does. As long as the ids are the same, what was read was whole.
+    pub async fn changed(&self) -> Result<bool> {
+        let info = self.ctx.source.machine().await?;
+        let changed = |disk: &nbd_proxy::tracking::DiskInfo| {
+            !disk.logged || self.expected(&disk.name) != Some((disk.tracking, disk.size))
+        };
+        Ok(info.disks.iter().any(changed))
+    }
+
+    /// The closing cut and its point.
+    async fn point(&mut self, before: Counts) -> Result<bool> {
+        self.ctx.status.send_modify(|status| status.phase = Phase::Cycle);
+        self.ctx.serving.extend(self.ctx.inbox.take());
+        let Some(cut) = self.cut().await? else { return Ok(false) };
+        let Some((uploaded, embedded)) = self.ship_closing(&cut).await? else { return Ok(false) };
+        let copied = self.ready.journal.iter().flat_map(|journal| journal.deltas());
+        let deltas: Vec<&Uploaded> = copied.chain(&uploaded).collect();
+        let header =
+            self.ctx.header(&self.ready.state, EntryKind::Crash, cut.time, self.disks_of(&cut));
+        let outcome = commit::append(&self.ready.line, header, &deltas, embedded.as_ref()).await?;
+        let synced = self.ready.state.sync.clone();
+        match outcome {
+            Outcome::Committed(point) => {
+                self.ctx.remember(self.ready, &point)?;
+                self.report(&point, before);
+            }
+            Outcome::Adopted(point) => {
+                // What waits is served by the next cut, which includes this one.
+                self.ctx.remember(self.ready, &point)?;
+                return Ok(false);
+            }
+        }
+        for disk in synced.iter().flat_map(|sync| &sync.disks) {
+            self.ctx.source.end_sync(&disk.name, disk.tracking).await?;
+        }
+        self.ctx.source.release(cut.id).await?;
+        let info = self.ctx.source.machine().await?;
+        self.show(&info);
+        Ok(true)
+    }
+
+    fn disks_of(&self, cut: &Cut) -> Vec<PointDisk> {
+        let planned = self.ready.state.sync.iter().flat_map(|sync| &sync.disks);
+        let planned: Vec<_> = planned.filter(|disk| disk.whole).map(|disk| disk.name.as_str()).collect();
+        let disk = |disk: &nbd_proxy::tracking::CutDisk| PointDisk {
+            name: disk.name.clone(),
+            size: disk.size,
+            tracking: disk.tracking,
+            whole: planned.contains(&disk.name.as_str()),
+        };
+        cut.disks.iter().map(disk).collect()
+    }
+
+    /// Uploads what the closing cut holds, or returns it for embedding if it is one small delta.
+    async fn ship_closing(&mut self, cut: &Cut) -> Result<Option<(Vec<Uploaded>, Option<Encoded>)>> {
+        let mut packing = ship::pack_cut(cut.clone());
+        let mut first: Vec<(Encoded, ())> = Vec::new();
+        while first.len() < 2
+            && let Some(delta) = packing.packed.recv().await
+        {
+            first.push(delta);
+        }
+        let mut embedded = None;
+        let mut uploaded = Vec::new();
+        if first.len() == 1 && first[0].0.size <= ship::EMBED_MAX {
+            embedded = first.pop().map(|(delta, ())| delta);
+        } else {
+            let target = self.target();
+            let keep = |delta, ()| {
+                uploaded.push(delta);
+                Ok(())
+            };
+            target.ship(first, &mut packing.packed, keep).await?;
+        }
+        let packed = packing.end().await;
+        if self.changed().await? {
+            return Ok(None);
+        }
+        packed?;
+        Ok(Some((uploaded, embedded)))
+    }
+
+    pub fn target(&self) -> Target<'_> {
+        let number = self.ready.state.head + 1;
+        Target { vault: &self.ready.vault, machine: &self.ctx.settings.machine, number }
+    }
+
+    fn report(&mut self, point: &Committed, before: Counts) {
+        let spent = self.ready.vault.store.counts().since(before);
+        let header = point.header();
+        let report = CutReport {
+            point: header.id(),
+            time: header.time,
+            bytes: spent.bytes_up,
+            puts: spent.puts,
+            gets: spent.gets,
+            lists: spent.lists,
+        };
+        for waiter in self.ctx.serving.drain(..) {
+            let _ = waiter.send(Ok(report.clone()));
+        }
+        self.ctx.status.send_modify(|status| status.points += 1);
+    }
+
+    /// Shows the machine as `info` and the local state have it.
+    pub fn show(&self, info: &MachineInfo) {
+        let (state, journal) = (&self.ready.state, self.ready.journal.as_ref());
+        let counts = self.ctx.past + self.ready.vault.store.counts();
+        let disks = info.disks.iter().map(|disk| {
+            let planned = state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
+            let copied = planned
+                .zip(journal)
+                .map_or(0, |(planned, journal)| journal.copied(&planned.name, planned.tracking).bytes);
+            DiskStatus {
+                name: disk.name.clone(),
+                state: planned.map_or(DiskState::Protected, |planned| disk_state(state, planned)),
+                size: disk.size,
+                bytes_done: copied,
+                bytes_total: planned.map_or(0, |planned| planned.total.max(copied)),
+                dirty_bytes: disk.dirty_bytes,
+                log_bytes: disk.log_bytes,
+            }
+        });
+        let disks = disks.collect();
+        self.ctx.status.send_modify(|status| {
+            status.disks = disks;
+            status.generation = state.generation;
+            status.head = state.point;
+            status.newest = state.time;
+            status.counts = counts;
+            let causes = state.sync.iter().flat_map(|sync| &sync.disks).map(|disk| disk.cause.as_str());
+            status.sync_cause = causes.last().unwrap_or_default().to_owned();
+        });
+    }
+}
+
+fn disk_state(state: &State, planned: &super::state::SyncDisk) -> DiskState {
+    if !planned.whole {
+        DiskState::CatchingUp
+    } else if state.disks.contains_key(&planned.name) || state.point.is_some() {
+        DiskState::Resync
+    } else {
+        DiskState::Initial
+    }
+}

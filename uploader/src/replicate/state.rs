@@ -1,0 +1,156 @@
+//! What a machine's writer must not forget: one JSON file, replaced as a whole and synced before what depends on it.
+//!
+//! Losing it is safe: the next start claims a new generation and copies everything again. Going back to an old copy of
+//! it is safe too: the head it names has been overtaken, and reading the next entry tells.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use nbd_proxy::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::durable;
+use crate::keys::PointId;
+use crate::line::Owner;
+use crate::point::Header;
+
+const FORMAT: u32 = 1;
+
+/// A disk as the newest point holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// The tracking id under which the vault is exact.
+    pub tracking: Uuid,
+    /// Its size at the newest point.
+    pub size: u64,
+}
+
+/// A disk that is being copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncDisk {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size: u64,
+    /// The tracking id that the sync makes exact.
+    pub tracking: Uuid,
+    /// Every byte is covered: nothing in the vault is relied on.
+    pub whole: bool,
+    /// Why.
+    pub cause: String,
+    /// Bytes of data to copy.
+    pub total: u64,
+}
+
+/// A sync under way; how far it is stands in the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncState {
+    /// Names the sync and its journal.
+    pub id: Uuid,
+    /// Its job record.
+    pub job: Uuid,
+    /// The disks that it copies, in the order in which it does.
+    pub disks: Vec<SyncDisk>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    format: u32,
+    /// The machine.
+    pub machine: String,
+    /// The vault that all of this is about.
+    pub vault: Uuid,
+    /// This writer; durable before its first entry.
+    pub writer: Uuid,
+    /// This writer's generation, or the one it is about to claim.
+    pub generation: u64,
+    /// The claim is known to be in the vault.
+    pub claimed: bool,
+    /// The newest entry of the line that is known to be ours, or to be forked from.
+    pub head: u64,
+    /// The newest point, which the next one names as its parent.
+    pub point: Option<PointId>,
+    /// Its instant.
+    pub time: Option<Timestamp>,
+    /// The disks as it holds them, as far as they can be built upon.
+    pub disks: BTreeMap<String, Known>,
+    /// The sync under way.
+    pub sync: Option<SyncState>,
+    /// The operator has paused the machine.
+    pub paused: bool,
+}
+
+impl State {
+    /// A writer that has not claimed anything yet.
+    pub fn new(machine: &str, vault: Uuid) -> Self {
+        Self {
+            format: FORMAT,
+            machine: machine.to_owned(),
+            vault,
+            writer: Uuid::new_v4(),
+            generation: 0,
+            claimed: false,
+            head: 0,
+            point: None,
+            time: None,
+            disks: BTreeMap::new(),
+            sync: None,
+            paused: false,
+        }
+    }
+
+    /// Where the state of `machine` is.
+    pub fn path(folder: &Path, machine: &str) -> PathBuf {
+        folder.join(format!("{machine}.state.json"))
+    }
+
+    /// The state of `machine`, if it has one.
+    pub fn load(folder: &Path, machine: &str) -> Result<Option<Self>> {
+        let path = Self::path(folder, machine);
+        let Some(bytes) = durable::read(&path)? else { return Ok(None) };
+        let object = path.display().to_string();
+        let unreadable = |e: &dyn std::fmt::Display| {
+            Error::corrupt(&object, format!("cannot understand the local state: {e}"))
+                .remedy("remove the file: the machine then begins a new generation with a whole copy")
+        };
+        let state: Self = serde_json::from_slice(&bytes).map_err(|e| unreadable(&e))?;
+        if state.format != FORMAT {
+            return Err(unreadable(&format!("its format is {}, this program knows {FORMAT}", state.format)));
+        }
+        if state.machine != machine {
+            return Err(unreadable(&format!("it is about {}", state.machine)));
+        }
+        Ok(Some(state))
+    }
+
+    /// Makes the state durable.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let path = Self::path(folder, &self.machine);
+        let bytes = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::new(Kind::InvalidInput, path.display().to_string(), e.to_string()))?;
+        durable::write(&path, &bytes)
+    }
+
+    /// Who appends.
+    pub fn owner(&self) -> Owner {
+        Owner { writer: self.writer, generation: self.generation }
+    }
+
+    /// The vault has the entry `header`, which is ours: a point makes all its disks exact and ends every sync.
+    pub fn remember(&mut self, header: &Header) {
+        self.head = header.number;
+        if !header.is_point() {
+            return;
+        }
+        self.point = Some(header.id());
+        self.time = Some(header.time);
+        let known = |disk: &crate::point::PointDisk| {
+            (disk.name.clone(), Known { tracking: disk.tracking, size: disk.size })
+        };
+        self.disks = header.disks.iter().map(known).collect();
+        self.sync = None;
+    }
+}

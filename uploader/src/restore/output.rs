@@ -1,0 +1,117 @@
+//! A disk's file while it is being restored.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use nbd_proxy::{Error, Kind, Result};
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use sha2::{Digest as _, Sha256};
+
+use super::{final_path, refuse_existing};
+use crate::{digest, durable};
+
+/// See the module above: a partial file, locked, until it is published; removed when dropped before that.
+pub(super) struct Output {
+    pub name: String,
+    pub path: PathBuf,
+    pub size: u64,
+    partial: PathBuf,
+    file: File,
+    published: AtomicBool,
+}
+
+impl Output {
+    /// Begins the file of `disk`; what an earlier restore left of it is replaced.
+    pub fn create(folder: &Path, disk: &str, size: u64) -> Result<Self> {
+        let partial = folder.join(format!(".{disk}.raw.partial"));
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&partial);
+        let file = open.map_err(|e| Error::io("create", &partial, e))?;
+        if let Err(e) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            let message = "another restore to this folder is running";
+            return Err(Error::new(Kind::InUse, partial.display().to_string(), message).source(io::Error::from(e)));
+        }
+        let output = Self {
+            name: disk.to_owned(),
+            path: final_path(folder, disk),
+            size,
+            partial,
+            file,
+            published: AtomicBool::new(false),
+        };
+        output.file.set_len(0).and_then(|()| output.file.set_len(size)).map_err(|e| output.failed("size", e))?;
+        Ok(output)
+    }
+
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file.write_all_at(bytes, offset).map_err(|e| self.failed("write", e))
+    }
+
+    /// SHA-256 of the whole file, read back.
+    pub fn sha256(&self) -> Result<String> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(0)).map_err(|e| self.failed("read back", e))?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut buffer).map_err(|e| self.failed("read back", e))? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+        Ok(digest::hex(&hasher.finalize()))
+    }
+
+    /// Makes the file durable and gives it its name.
+    pub fn publish(&self, force: bool) -> Result<()> {
+        self.file.sync_all().map_err(|e| self.failed("sync", e))?;
+        if force {
+            fs::rename(&self.partial, &self.path).map_err(|e| Error::io("rename to", &self.path, e))?;
+        } else {
+            rename_to_new(&self.partial, &self.path)?;
+        }
+        self.published.store(true, Relaxed);
+        durable::sync_folder(&self.path)
+    }
+
+    fn failed(&self, what: &str, error: io::Error) -> Error {
+        let error = Error::io(what, &self.partial, error);
+        if error.kind == Kind::NoSpace { error.remedy("make room, or restore to another folder") } else { error }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.published.load(Relaxed) {
+            // Nothing depends on it: what stays is replaced by the next restore.
+            let _ = fs::remove_file(&self.partial);
+        }
+    }
+}
+
+/// Renames unless the name is taken, in one step where the file system can.
+fn rename_to_new(from: &Path, to: &Path) -> Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => refuse_existing(to),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            refuse_existing(to)?;
+            fs::rename(from, to).map_err(|e| Error::io("rename to", to, e))
+        }
+        Err(e) => Err(Error::io("rename to", to, e.into())),
+    }
+}
+
+/// Refuses early what cannot fit.
+pub(super) fn check_space(folder: &Path, needed: u64) -> Result<()> {
+    let stat = rustix::fs::statvfs(folder).map_err(|e| Error::io("ask for free space in", folder, e.into()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free >= needed {
+        return Ok(());
+    }
+    let message = format!("has {} MiB free, the restore writes {} MiB", free >> 20, needed.div_ceil(1 << 20));
+    let remedy = "make room, or restore to another folder";
+    Err(Error::new(Kind::NoSpace, folder.display().to_string(), message).remedy(remedy))
+}

@@ -1,0 +1,254 @@
+//! An object store, with everything that Lifeboat needs of one and nothing more.
+//!
+//! Objects are immutable: a name is created once and never written again. [`Store::create`] decides races (whoever
+//! creates the name wins), [`Store::put`] is for names that nobody else can know. A folder, S3 and Azure Blob behave
+//! alike behind it; errors arrive as the few kinds of [`nbd_proxy::Error`] with the object's full name. Each request
+//! is counted, because a point's price is part of its result.
+//!
+//! The library below retries a little by itself (seconds); the long retries are the replication loop's.
+
+mod errors;
+mod open;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use nbd_proxy::{Error, Kind, Result};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use serde::{Deserialize, Serialize};
+
+pub use open::{StoreConfig, open};
+
+/// Requests made and bytes moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Objects written.
+    pub puts: u64,
+    /// Objects, or ranges of them, read.
+    pub gets: u64,
+    /// Listings.
+    pub lists: u64,
+    /// Bytes of the objects written.
+    pub bytes_up: u64,
+    /// Bytes read.
+    pub bytes_down: u64,
+}
+
+impl Counts {
+    /// What was added since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            puts: self.puts - earlier.puts,
+            gets: self.gets - earlier.gets,
+            lists: self.lists - earlier.lists,
+            bytes_up: self.bytes_up - earlier.bytes_up,
+            bytes_down: self.bytes_down - earlier.bytes_down,
+        }
+    }
+}
+
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            puts: self.puts + other.puts,
+            gets: self.gets + other.gets,
+            lists: self.lists + other.lists,
+            bytes_up: self.bytes_up + other.bytes_up,
+            bytes_down: self.bytes_down + other.bytes_down,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    puts: AtomicU64,
+    gets: AtomicU64,
+    lists: AtomicU64,
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+}
+
+/// An object as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name in the vault.
+    pub key: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A place for objects; cheap to clone, clones share their counters.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    url: Arc<str>,
+    counters: Arc<Counters>,
+}
+
+impl Store {
+    /// Wraps `inner`; `url` is how errors name it.
+    pub fn new(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
+        Self { inner, url: url.trim_end_matches('/').into(), counters: Arc::default() }
+    }
+
+    /// The same store with counters of its own, starting at zero.
+    #[must_use]
+    pub fn counted_apart(&self) -> Self {
+        Self { counters: Arc::default(), ..self.clone() }
+    }
+
+    /// How people name this store.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// How people name the object `key`.
+    pub fn name_of(&self, key: &str) -> String {
+        format!("{}/{key}", self.url)
+    }
+
+    /// What was asked of the store through this value and its clones.
+    pub fn counts(&self) -> Counts {
+        let of = |counter: &AtomicU64| counter.load(Relaxed);
+        let c = &self.counters;
+        Counts {
+            puts: of(&c.puts),
+            gets: of(&c.gets),
+            lists: of(&c.lists),
+            bytes_up: of(&c.bytes_up),
+            bytes_down: of(&c.bytes_down),
+        }
+    }
+
+    /// Writes an object under a name that no other writer can know, so that writing it twice is harmless.
+    pub async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
+        self.write(key, payload, PutMode::Overwrite).await
+    }
+
+    /// Writes an object unless the name is taken, which is [`Kind::Exists`].
+    ///
+    /// That answer means *unknown*: the object may be what an earlier attempt of ours wrote, whose reply was lost.
+    pub async fn create(&self, key: &str, payload: PutPayload) -> Result<()> {
+        self.write(key, payload, PutMode::Create).await
+    }
+
+    async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
+        self.counters.puts.fetch_add(1, Relaxed);
+        let len = payload.content_length() as u64;
+        let options = PutOptions { mode, ..PutOptions::default() };
+        let put = self.inner.put_opts(&Path::from(key), payload, options).await;
+        put.map_err(|e| self.error("write", key, e))?;
+        self.counters.bytes_up.fetch_add(len, Relaxed);
+        Ok(())
+    }
+
+    /// A whole object, if it is not larger than `limit` bytes.
+    pub async fn get(&self, key: &str, limit: u64) -> Result<Bytes> {
+        self.counters.gets.fetch_add(1, Relaxed);
+        let got = self.inner.get_opts(&Path::from(key), GetOptions::default()).await;
+        let got = got.map_err(|e| self.error("read", key, e))?;
+        let size = got.meta.size;
+        if size > limit {
+            let message = format!("is {size} bytes long; nothing that belongs here is longer than {limit}");
+            return Err(Error::corrupt(self.name_of(key), message));
+        }
+        let bytes = got.bytes().await.map_err(|e| self.error("read", key, e))?;
+        self.counters.bytes_down.fetch_add(bytes.len() as u64, Relaxed);
+        self.check_length(key, &bytes, size)?;
+        Ok(bytes)
+    }
+
+    /// Exactly `range` of an object; a shorter answer is corruption.
+    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        let len = range.end.saturating_sub(range.start);
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let bytes = self.ranged(key, range).await?;
+        self.check_length(key, &bytes, len)?;
+        Ok(bytes)
+    }
+
+    /// The first `len` bytes of an object, or all of it if it is shorter.
+    pub async fn get_start(&self, key: &str, len: u64) -> Result<Bytes> {
+        self.ranged(key, 0..len).await
+    }
+
+    async fn ranged(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        self.counters.gets.fetch_add(1, Relaxed);
+        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+        let read = async { self.inner.get_opts(&Path::from(key), options).await?.bytes().await };
+        let bytes = read.await.map_err(|e| self.error("read", key, e))?;
+        self.counters.bytes_down.fetch_add(bytes.len() as u64, Relaxed);
+        Ok(bytes)
+    }
+
+    fn check_length(&self, key: &str, bytes: &Bytes, expected: u64) -> Result<()> {
+        if bytes.len() as u64 == expected {
+            return Ok(());
+        }
+        let message = format!("is truncated: {} bytes came where {expected} must be", bytes.len());
+        Err(Error::corrupt(self.name_of(key), message))
+    }
+
+    /// Everything below `folder`, sorted by name.
+    pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        self.counters.lists.fetch_add(1, Relaxed);
+        let found = self.inner.list(Some(&Path::from(folder)));
+        let to_listed = |meta: object_store::ObjectMeta| Listed { key: meta.location.into(), size: meta.size };
+        let found: Vec<Listed> = match found.map_ok(to_listed).try_collect().await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) if self.is_folder() => Vec::new(),
+            Err(e) => return Err(self.error("list", folder, e)),
+        };
+        let mut found = found;
+        found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+
+    /// The names of the folders directly in `folder`, sorted.
+    pub async fn list_folders(&self, folder: &str) -> Result<Vec<String>> {
+        self.counters.lists.fetch_add(1, Relaxed);
+        let found = match self.inner.list_with_delimiter(Some(&Path::from(folder))).await {
+            Ok(found) => found.common_prefixes,
+            Err(object_store::Error::NotFound { .. }) if self.is_folder() => Vec::new(),
+            Err(e) => return Err(self.error("list", folder, e)),
+        };
+        let name = |path: &Path| path.filename().map(str::to_owned);
+        let mut names: Vec<String> = found.iter().filter_map(name).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Removes an object; it need not exist.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        match self.inner.delete(&Path::from(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.error("delete", key, e)),
+        }
+    }
+
+    /// In a plain folder a listing of what was never written answers "not found"; elsewhere that means no bucket.
+    fn is_folder(&self) -> bool {
+        self.url.starts_with("file:")
+    }
+
+    fn error(&self, what: &str, key: &str, error: object_store::Error) -> Error {
+        errors::translate(what, &self.url, &self.name_of(key), error)
+    }
+}
+
+/// Whether `error` says that the vault has no such object, as opposed to no such bucket.
+pub fn is_missing_object(error: &Error) -> bool {
+    error.kind == Kind::NotFound && error.message.ends_with(errors::NO_SUCH_OBJECT)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! The store's errors in the few kinds that a caller can act on.
+//!
+//! Permanent kinds stop replication and call an operator, so the list of what is permanent is explicit; whatever is
+//! not on it is [`Kind::Unavailable`] and is tried again.
+
+use std::error::Error as _;
+
+use nbd_proxy::{Error, Kind};
+
+/// How the message of a missing object ends; see [`super::is_missing_object`].
+pub(super) const NO_SUCH_OBJECT: &str = "there is no such object";
+
+/// `what` was tried on the object `name` of the store at `url`.
+pub(super) fn translate(what: &str, url: &str, name: &str, error: object_store::Error) -> Error {
+    use object_store::Error as E;
+    let text = chain(&error);
+    let verdict = match &error {
+        _ if missing_container(&text) => Verdict::NO_CONTAINER,
+        E::NotFound { .. } => {
+            let message = format!("cannot {what}: {NO_SUCH_OBJECT}");
+            return Error::new(Kind::NotFound, name, message).source(error);
+        }
+        E::AlreadyExists { .. } | E::Precondition { .. } => Verdict(Kind::Exists, ""),
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => denied(&text),
+        E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. } => Verdict(Kind::InvalidInput, ""),
+        E::UnknownConfigurationKey { .. } => Verdict(Kind::InvalidInput, "remove it from the vault's options"),
+        _ => local(&error).unwrap_or_else(|| generic(&text)),
+    };
+    let object = if verdict == Verdict::NO_CONTAINER { url } else { name };
+    let message = format!("cannot {what}: {}", shorten(&text));
+    Error::new(verdict.0, object, message).remedy(verdict.1).source(error)
+}
+
+/// What to do, and what to tell the operator.
+#[derive(PartialEq, Eq)]
+struct Verdict(Kind, &'static str);
+
+impl Verdict {
+    const NO_CONTAINER: Self =
+        Self(Kind::NotFound, "create the bucket or container, or correct the vault's url");
+}
+
+fn missing_container(text: &str) -> bool {
+    ["NoSuchBucket", "ContainerNotFound", "specified container does not exist", "specified bucket does not exist"]
+        .iter()
+        .any(|sign| text.contains(sign))
+}
+
+fn denied(text: &str) -> Verdict {
+    if text.contains("RequestTimeTooSkewed") {
+        return Verdict(Kind::Denied, "set this host's clock");
+    }
+    Verdict(Kind::Denied, "check the credentials and what they are allowed to do")
+}
+
+/// A failed operation on a plain folder.
+fn local(error: &object_store::Error) -> Option<Verdict> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                std::io::ErrorKind::PermissionDenied => {
+                    Some(Verdict(Kind::Denied, "check who owns the vault's folder"))
+                }
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                    Some(Verdict(Kind::NoSpace, "make room where the vault is"))
+                }
+                std::io::ErrorKind::ReadOnlyFilesystem => {
+                    Some(Verdict(Kind::Denied, "the vault's file system is mounted read-only"))
+                }
+                _ => None,
+            };
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn generic(text: &str) -> Verdict {
+    let says = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
+    if says(&["416 ", "InvalidRange", "Requested range was invalid", "Out of range of file"]) {
+        return Verdict(Kind::Corrupt, "the object is shorter than what was written");
+    }
+    if says(&["UnknownIssuer", "invalid peer certificate", "certificate verify failed", "InvalidCertificate"]) {
+        return Verdict(Kind::Denied, "name the CA that signed the store's certificate as ca_file");
+    }
+    if says(&["169.254.169.254", "metadata.google", "api/token"]) {
+        return Verdict(Kind::Denied, "no credentials were given and this host has none of its own");
+    }
+    if says(&["InvalidBucketName", "InvalidResourceName", "InvalidUri", "AuthorizationHeaderMalformed"]) {
+        return Verdict(Kind::InvalidInput, "check the vault's url, region and endpoint");
+    }
+    if says(&["Received redirect", "301 Moved Permanently", "PermanentRedirect"]) {
+        return Verdict(Kind::InvalidInput, "the bucket is elsewhere: check region and endpoint");
+    }
+    if says(&["onnection refused", "dns error", "failed to lookup"]) {
+        return Verdict(Kind::Unavailable, "check the endpoint and that the store is running");
+    }
+    Verdict(Kind::Unavailable, "")
+}
+
+/// The error and its causes in one line, each said once.
+fn chain(error: &object_store::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Stores answer with pages of XML: the code and message in it are enough for people.
+fn shorten(text: &str) -> String {
+    let field = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(value, _)| value.lines().next().unwrap_or(value))
+    };
+    let short = match (field("Code"), field("Message")) {
+        (Some(code), Some(message)) => format!("the store says {code}: {message}"),
+        (Some(code), None) => format!("the store says {code}"),
+        _ => text.split_whitespace().collect::<Vec<_>>().join(" "),
+    };
+    match short.char_indices().nth(400) {
+        Some((at, _)) => format!("{}…", &short[..at]),
+        None => short,
+    }
+}

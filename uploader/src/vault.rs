@@ -1,0 +1,118 @@
+//! A vault: a store with Lifeboat's marker in it.
+//!
+//! The marker, `lifeboat.json`, is created once, if absent, and never changed. It carries the format version, so that
+//! an older program refuses what it would misread; the vault's id, so that a local state meant for another vault is
+//! noticed even when the URL is the same; and how content is encrypted.
+
+use jiff::Timestamp;
+use nbd_proxy::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::keys::MARKER;
+use crate::store::{self, Store, StoreConfig};
+
+/// The format of everything in the vault that this program writes.
+pub const FORMAT: u32 = 1;
+
+const MARKER_LIMIT: u64 = 64 << 10;
+
+/// How content is encrypted. A new vault needs this stated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encryption {
+    /// Not at all, which was the operator's written word.
+    None,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    format: u32,
+    vault: Uuid,
+    encryption: Encryption,
+    created: Timestamp,
+}
+
+/// An opened vault; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Vault {
+    /// Where its objects are.
+    pub store: Store,
+    /// Drawn when the vault was made.
+    pub id: Uuid,
+    /// How content is encrypted.
+    pub encryption: Encryption,
+}
+
+impl Vault {
+    /// Opens the vault that `config` names; one that is not there is [`Kind::NotFound`].
+    pub async fn open(config: &StoreConfig) -> Result<Self> {
+        Self::at(store::open(config, false)?).await
+    }
+
+    /// Opens the vault that `config` names, making it if there is none.
+    pub async fn open_or_create(config: &StoreConfig, encryption: Encryption) -> Result<Self> {
+        Self::at_or_create(store::open(config, true)?, encryption).await
+    }
+
+    /// Opens the vault in `store`.
+    pub async fn at(store: Store) -> Result<Self> {
+        match store.get(MARKER, MARKER_LIMIT).await {
+            Ok(bytes) => Self::from_marker(store, &bytes),
+            Err(e) if store::is_missing_object(&e) => {
+                let missing = Error::new(Kind::NotFound, store.url(), "there is no vault at this URL");
+                Err(missing.remedy("check the URL; the first machine that replicates there makes the vault"))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens the vault in `store`, making it if there is none. Of two who make it at once, one wins and both open that.
+    pub async fn at_or_create(store: Store, encryption: Encryption) -> Result<Self> {
+        match Self::at(store.clone()).await {
+            Err(e) if e.kind == Kind::NotFound && e.object == store.url() && !is_bucket(&e) => {}
+            opened => return opened,
+        }
+        let marker = Marker { format: FORMAT, vault: Uuid::new_v4(), encryption, created: Timestamp::now() };
+        let bytes = serde_json::to_vec_pretty(&marker).map_err(|e| unwritable(&store, e))?;
+        match store.create(MARKER, bytes.into()).await {
+            Ok(()) => Ok(Self { store, id: marker.vault, encryption }),
+            Err(e) if e.kind == Kind::Exists => Self::at(store).await,
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The same vault with counters of its own.
+    #[must_use]
+    pub fn counted_apart(&self) -> Self {
+        Self { store: self.store.counted_apart(), ..self.clone() }
+    }
+
+    fn from_marker(store: Store, bytes: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let broken = |e| Error::corrupt(store.name_of(MARKER), format!("cannot understand the marker: {e}"));
+        let version: Version = serde_json::from_slice(bytes).map_err(broken)?;
+        if version.format != FORMAT {
+            let message = format!("the vault has format {}, this program knows {FORMAT}", version.format);
+            let remedy = "use a version of Lifeboat that knows this format";
+            return Err(Error::new(Kind::InvalidInput, store.url(), message).remedy(remedy));
+        }
+        let marker: Marker = serde_json::from_slice(bytes).map_err(broken)?;
+        Ok(Self { store, id: marker.vault, encryption: marker.encryption })
+    }
+}
+
+/// A missing bucket is reported on the store's URL too, but carries the store's answer as its source.
+fn is_bucket(error: &Error) -> bool {
+    std::error::Error::source(error).is_some()
+}
+
+fn unwritable(store: &Store, error: serde_json::Error) -> Error {
+    Error::new(Kind::InvalidInput, store.name_of(MARKER), "cannot write the marker").source(error)
+}
+
+#[cfg(test)]
+mod tests;
