@@ -10,7 +10,8 @@ use bitvec::vec::BitVec;
 /// Bytes per bit.
 pub const BLOCK: u64 = 4096;
 /// Bits per chunk: 4 KiB of memory for 128 MiB of disk.
-const CHUNK: u64 = 32768;
+const CHUNK: u64 = CHUNK_BITS as u64;
+const CHUNK_BITS: usize = 32768;
 
 /// A set of dirty blocks.
 #[derive(Clone, Debug)]
@@ -107,7 +108,7 @@ impl DirtyBitmap {
 }
 
 fn empty_chunk() -> BitBox {
-    BitVec::repeat(false, CHUNK as usize).into_boxed_bitslice()
+    BitVec::repeat(false, CHUNK_BITS).into_boxed_bitslice()
 }
 
 fn position(block: u64) -> (usize, usize) {

@@ -5,9 +5,12 @@
 //! [`tracking`] (what the layer above may know). Nothing here knows object stores, the command line or TOML.
 
 pub mod backing;
+pub mod bitmap;
 pub mod device;
+pub mod disk;
 pub mod error;
 pub mod log;
+pub mod machine;
 pub mod tracking;
 
 pub use error::{Error, Kind, Result};

@@ -10,5 +10,22 @@ mod sync;
 pub use lock::Access;
 pub use raw::{Identity, RawDisk};
 
+use std::path::Path;
+
+use crate::Result;
+use crate::device::BlockDevice;
+
+/// A device that is somebody's real disk: tracking needs to tell its states apart.
+pub trait Backing: BlockDevice + std::fmt::Debug {
+    /// Where it is, for messages.
+    fn path(&self) -> &Path;
+
+    /// What told its state from others when it was opened.
+    fn found(&self) -> &Identity;
+
+    /// What tells its present state from others.
+    fn identity(&self) -> Result<Identity>;
+}
+
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use serde::{Deserialize, Serialize};
 
+use super::Backing;
 use super::lock::{self, Access};
 use super::sync::SharedSync;
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
@@ -33,6 +34,13 @@ pub struct Identity {
     pub size: u64,
     ctime: i64,
     ctime_nsec: i64,
+}
+
+impl Identity {
+    /// Whether it is the same file or device, of the same size, whatever was written to it.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode, self.size) == (other.device, other.inode, other.size)
+    }
 }
 
 /// The real disk behind an export.
@@ -110,21 +118,6 @@ impl RawDisk {
         })
     }
 
-    /// Where the disk is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What told the disk's state from others when it was opened.
-    pub fn found(&self) -> &Identity {
-        &self.found
-    }
-
-    /// What tells the present state of the disk from others.
-    pub fn identity(&self) -> Result<Identity> {
-        identity(&self.file, &self.path, self.size, self.block_device)
-    }
-
     /// Writes the slices from `offset` on as one piece.
     fn write_run(&self, slices: &mut [IoSlice<'_>], offset: u64, fua: bool) -> io::Result<()> {
         if !fua {
@@ -185,6 +178,20 @@ impl RawDisk {
             Err(Errno::NXIO) => Ok(self.size),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl Backing for RawDisk {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn found(&self) -> &Identity {
+        &self.found
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        identity(&self.file, &self.path, self.size, self.block_device)
     }
 }
 
@@ -353,5 +360,5 @@ fn can_punch(file: &File, block_device: bool, size: u64) -> bool {
 /// (magic numbers of linux/magic.h: ext4, XFS, Btrfs).
 fn can_zero_range(file: &File, block_device: bool) -> bool {
     const KNOWN: [i64; 3] = [0xEF53, 0x5846_5342, 0x9123_683E];
-    block_device || rustix::fs::fstatfs(file).is_ok_and(|fs| KNOWN.contains(&i64::from(fs.f_type)))
+    block_device || rustix::fs::fstatfs(file).is_ok_and(|fs| KNOWN.contains(&fs.f_type))
 }

@@ -18,7 +18,8 @@ pub struct Ranges {
 impl Ranges {
     /// Whether any of `wanted` overlaps a write in flight.
     pub fn conflicts(&self, mut wanted: impl Iterator<Item = Range<u64>>) -> bool {
-        !self.held.is_empty() && wanted.any(|w| self.held.iter().any(|(h, _)| w.start < h.end && h.start < w.end))
+        !self.held.is_empty()
+            && wanted.any(|w| self.held.iter().any(|(h, _)| w.start < h.end && h.start < w.end))
     }
 
     /// Takes `wanted`, which must not conflict.

@@ -96,7 +96,8 @@ impl Folder {
             Err(error) => return Err(Error::io("open the segment", path, error)),
         };
         file.write_all_at(&[0; 16], 0).map_err(|error| Error::io("wipe the segment header", path, error))?;
-        let blank = path.with_extension("blank");
+        // A name of its own: segment numbers may start again after everything was retired.
+        let blank = self.dir.join(format!("{}.blank", uuid::Uuid::new_v4()));
         fs::rename(path, &blank).map_err(|error| Error::io("keep the segment file", path, error))?;
         self.blanks().push(blank);
         Ok(())

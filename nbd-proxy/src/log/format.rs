@@ -32,10 +32,12 @@ use uuid::Uuid;
 
 use crate::{Error, Result};
 
+const PAGE: usize = 4096;
+const MARK: usize = 512;
 /// Bytes before the first record.
-pub const HEADER_LEN: u64 = 4096;
+pub const HEADER_LEN: u64 = PAGE as u64;
 /// Where the applied mark stands.
-pub const APPLIED_AT: u64 = 512;
+pub const APPLIED_AT: u64 = MARK as u64;
 /// Bytes of a record before its data.
 pub const RECORD_LEN: usize = 40;
 /// The largest data of one record, in bytes.
@@ -97,7 +99,7 @@ impl Header {
 
     /// The header page.
     pub fn encode(&self) -> Vec<u8> {
-        let mut page = vec![0; HEADER_LEN as usize];
+        let mut page = vec![0; PAGE];
         page[0..8].copy_from_slice(MAGIC);
         page[8..12].copy_from_slice(&VERSION.to_le_bytes());
         page[16..32].copy_from_slice(self.log.as_bytes());
@@ -113,7 +115,7 @@ impl Header {
 
     /// Reads a header page of the file called `object`.
     pub fn decode(page: &[u8], object: &str) -> Result<Self> {
-        if page.len() < HEADER_LEN as usize || &page[0..8] != MAGIC {
+        if page.len() < PAGE || &page[0..8] != MAGIC {
             return Err(Error::corrupt(object, "not a Lifeboat segment (bad magic or too short)"));
         }
         let version = u32_at(page, 8);
@@ -148,8 +150,7 @@ pub fn encode_applied(seed: Seed, applied: u64) -> [u8; 12] {
 
 /// The applied mark of a header page. One that fails its check counts as 0, which only means reading more back.
 pub fn decode_applied(seed: Seed, page: &[u8]) -> u64 {
-    let at = APPLIED_AT as usize;
-    match page.get(at..at + 12) {
+    match page.get(MARK..MARK + 12) {
         Some(mark) if u32_at(mark, 8) == seed.crc(&mark[0..8]) => u64_at(mark, 0),
         _ => 0,
     }

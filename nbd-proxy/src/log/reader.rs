@@ -58,7 +58,7 @@ impl SegmentReader {
     /// Opens whatever segment stands at `path`, to be read as far as its records check.
     pub fn open_any(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| Error::io("open the segment", path, error))?;
-        let mut page = vec![0; HEADER_LEN as usize];
+        let mut page = [0; 4096];
         file.read_exact_at(&mut page, 0).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {
                 Error::corrupt(path.display().to_string(), "the segment is shorter than its header")
@@ -79,6 +79,11 @@ impl SegmentReader {
             window: Vec::new(),
             window_at: 0,
         })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What the segment says of itself.

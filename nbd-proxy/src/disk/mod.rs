@@ -1,0 +1,182 @@
+//! A disk whose every write is known: the decorator between the NBD server and the backing.
+//!
+//! Four files, four questions: `write` — what happens to a request; `switch` — how logging stops and starts again;
+//! `recover` — what an open finds after a crash; `tracker` — the state behind them, without I/O. `state` is what
+//! survives a restart.
+//!
+//! Invariants, each with the test that holds it:
+//! * An acknowledged write is on the backing and has a record, or is marked in a bitmap of an unlogged stretch
+//!   that is durably known as such (`every_point_restores`, `a_killed_proxy_misses_nothing`).
+//! * Log order and disk order agree for overlapping writes (`overlapping_writes_agree_with_the_log`).
+//! * Recovery never writes the backing (`recovery_leaves_the_backing_alone`).
+//! * The tracking id changes whenever records alone no longer lead from what the vault has to what the disk is
+//!   (`a_lost_log_is_a_new_stretch`).
+
+mod ranges;
+mod recover;
+mod state;
+mod switch;
+mod tracker;
+mod watermark;
+mod write;
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+pub use self::recover::DiskSettings;
+use self::state::StateFile;
+pub(crate) use self::tracker::Boundary;
+use self::tracker::{Mode, Tracker};
+use crate::backing::Backing;
+use crate::log::folder::Folder;
+use crate::log::format::Header;
+use crate::tracking::{CutDisk, DiskInfo};
+use crate::{Error, Kind, Result};
+
+/// A disk of a machine, open and tracked.
+#[derive(Debug)]
+pub struct TrackedDisk {
+    machine: String,
+    name: String,
+    backing: Box<dyn Backing>,
+    folder: Folder,
+    state: StateFile,
+    /// Random, made when the disk was first opened.
+    id: Uuid,
+    /// The host's boot.
+    boot: String,
+    /// Random, made at this open: the log's id.
+    log: Uuid,
+    tracker: Mutex<Tracker>,
+    changed: Condvar,
+}
+
+impl TrackedDisk {
+    /// The disk's name within its machine.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `MACHINE/DISK`, as messages name it.
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.machine, self.name)
+    }
+
+    /// How the disk stands.
+    pub fn info(&self) -> DiskInfo {
+        let tracker = self.lock();
+        DiskInfo {
+            name: self.name.clone(),
+            size: self.backing_size(),
+            tracking: tracker.tracking,
+            logged: tracker.mode == Mode::Logged,
+            cause: tracker.cause.clone(),
+            syncing: tracker.sync.is_some(),
+            dirty_bytes: tracker.dirty_bytes(),
+            log_bytes: tracker.log_bytes(),
+            clients: 0,
+        }
+    }
+
+    /// Makes sure that a cut can roll the log without I/O. Called before the cut, while writes go on.
+    pub(crate) fn prepare_cut(&self) -> Result<()> {
+        let needed = {
+            let tracker = self.lock();
+            tracker.mode == Mode::Logged && tracker.spare.is_none()
+        };
+        if needed { self.make_spare() } else { Ok(()) }
+    }
+
+    /// Waits until everything before `boundary` is on the backing, and lists it.
+    pub(crate) fn settle(&self, boundary: Boundary) -> Result<CutDisk> {
+        let mut tracker = self.lock();
+        while tracker.epoch == boundary.epoch && !tracker.is_settled(boundary) {
+            tracker = self.wait(tracker);
+        }
+        if tracker.epoch != boundary.epoch || tracker.mode != Mode::Logged {
+            return Err(self.not_logged(&tracker));
+        }
+        let (tracking, segments) = (tracker.tracking, tracker.finished(boundary));
+        self.unlock(tracker);
+        Ok(CutDisk { name: self.name.clone(), size: self.backing_size(), tracking, segments })
+    }
+
+    /// The vault has every segment up to number `last` (0: none), so they go.
+    pub(crate) fn release(&self, last: u64) -> Result<()> {
+        let segments = {
+            let mut tracker = self.lock();
+            let frozen = tracker.frozen.take();
+            // During a sync what the vault has counts only once the sync's point is committed.
+            if let (Some(sync), Some(frozen)) = (tracker.sync.as_mut(), frozen) {
+                sync.released.merge(frozen);
+            }
+            tracker.take_finished(last)
+        };
+        segments.iter().try_for_each(|segment| self.folder.retire(&segment.path))
+    }
+
+    /// That a cut is not possible now, and why.
+    pub(crate) fn not_logged(&self, tracker: &Tracker) -> Error {
+        Error::new(Kind::NotReady, self.label(), format!("writes are not being logged: {}", tracker.cause))
+            .remedy("the uploader brings the disk back by a sync; see `lifeboat status`")
+    }
+
+    /// Makes a segment ahead of its use, unless there is one.
+    fn make_spare(&self) -> Result<()> {
+        let (number, tracking, epoch) = {
+            let mut tracker = self.lock();
+            let number = tracker.next_segment;
+            tracker.next_segment += 1;
+            (number, tracker.tracking, tracker.epoch)
+        };
+        let header =
+            Header { log: self.log, segment: number, disk: self.id, tracking, size: self.backing_size() };
+        let file = self.folder.create(header)?;
+        let mut tracker = self.lock();
+        if tracker.epoch == epoch && tracker.spare.is_none() {
+            tracker.spare = Some(file);
+            return Ok(());
+        }
+        drop(tracker);
+        self.folder.retire(file.path())
+    }
+
+    fn backing_size(&self) -> u64 {
+        self.backing.size()
+    }
+
+    /// The tracker. See its module for what may be done while it is held.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Tracker> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for another thread to change the tracker.
+    fn wait<'a>(&self, mut tracker: MutexGuard<'a, Tracker>) -> MutexGuard<'a, Tracker> {
+        tracker.waiters += 1;
+        let mut tracker = self.changed.wait(tracker).unwrap_or_else(PoisonError::into_inner);
+        tracker.waiters -= 1;
+        tracker
+    }
+
+    /// Gives the tracker back, wakes whoever waits for it, and writes the marks that fell due.
+    fn unlock(&self, mut tracker: MutexGuard<'_, Tracker>) {
+        let marks = std::mem::take(&mut tracker.marks);
+        let waiters = tracker.waiters;
+        drop(tracker);
+        if waiters > 0 {
+            self.changed.notify_all();
+        }
+        for (file, applied) in marks {
+            if let Err(error) = file.mark_applied(applied) {
+                // A stale mark only means that a recovery reads more back.
+                tracing::debug!(disk = self.label(), %error, "cannot write the applied mark");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

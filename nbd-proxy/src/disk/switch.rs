@@ -1,0 +1,249 @@
+//! How logging stops and how it starts again.
+//!
+//! ```text
+//!            stop_logging: append failed, no segment, limit reached, a failed write that could not be read back
+//!   Logged ──────────────► Switching ──(state durable)──► Unlogged
+//!     ▲                        └──(state not durable)──► Broken ──(tried again by the next write)──► Unlogged
+//!     └──────────── begin_sync: log on, drain, freeze, (state durable) ──────────┘
+//! ```
+//!
+//! Stopping. The state file says `logged: false` under a *new* tracking id before the first unlogged write reaches the
+//! backing. Killed before that: the old log is complete, and still counts. Killed after: the next open knows that records do not
+//! tell the whole story, and the vault gets the disk anew.
+//!
+//! Starting. Log on, so every write admitted from here has a record; wait until every write admitted without one is
+//! through and has marked its blocks; freeze the bitmap: it names all that has no record. Only then does the
+//! state file say `logged: true`. Killed before: still unlogged, as above. A dirty bit without a record is always copied.
+//!
+//! The state file has one writer at a time (`saving`), and what it writes is taken from the tracker in the same critical section
+//! that takes the turn: a later state is never overwritten by an earlier one.
+
+use std::io;
+use std::sync::MutexGuard;
+
+use uuid::Uuid;
+
+use super::TrackedDisk;
+use super::state::DiskState;
+use super::tracker::{Mode, Syncing, Tracker};
+use crate::bitmap::DirtyBitmap;
+use crate::device::Extent;
+use crate::log::format::MAX_DATA;
+use crate::tracking::{Sync, SyncScope};
+use crate::{Error, Kind, Result};
+
+/// The most extents in one answer.
+const EXTENTS: usize = 1024;
+
+impl TrackedDisk {
+    /// Stops logging for `cause` and makes that durable. Returns when writes may go on without records.
+    ///
+    /// # Errors
+    /// The state file could not be written: then no write may go on.
+    pub(super) fn stop_logging(&self, cause: &str) -> io::Result<()> {
+        let mut tracker = self.lock_for_saving();
+        if tracker.mode == Mode::Unlogged {
+            return Ok(());
+        }
+        let leftover =
+            if tracker.mode == Mode::Logged { end_stretch(&mut tracker, cause) } else { Vec::new() };
+        tracker.mode = Mode::Switching;
+        let state = self.take_turn(&mut tracker);
+        let cause = tracker.cause.clone();
+        // Those who wait for an earlier record of the dropped log need wait no longer.
+        self.unlock(tracker);
+        let saved = self.state.write(&state);
+        let mut tracker = self.lock();
+        tracker.saving = false;
+        tracker.mode = if saved.is_ok() { Mode::Unlogged } else { Mode::Broken };
+        self.unlock(tracker);
+        if let Err(error) = saved {
+            tracing::error!(disk = self.label(), %error, "logging stopped and that cannot be recorded: writes fail");
+            return Err(rustix::io::Errno::IO.into());
+        }
+        tracing::warn!(disk = self.label(), cause, "logging stopped; the disk goes on and will be synced");
+        for path in leftover {
+            if let Err(error) = self.folder.retire(&path) {
+                tracing::warn!(disk = self.label(), %error, "a segment of the dropped log stays behind");
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`crate::machine::Machine::begin_sync`].
+    pub(crate) fn begin_sync(&self, known: Option<Uuid>) -> Result<Sync> {
+        if self.lock().mode == Mode::Unlogged {
+            self.start_logging(known)?;
+        }
+        let mut tracker = self.lock_for_saving();
+        if tracker.mode != Mode::Logged {
+            return Err(self.not_logged(&tracker));
+        }
+        // Logged all along, or a dirty sync begun, but the caller has lost what the vault has: everything is copied, under
+        // the same id.
+        let usable = tracker.sync.as_ref().is_some_and(|sync| sync.base.is_none() || sync.base == known);
+        if !usable {
+            let released = DirtyBitmap::new(self.backing.size());
+            tracker.sync = Some(Syncing { scope: SyncScope::Whole, base: None, copy: None, released });
+        }
+        let state = self.take_turn(&mut tracker);
+        let sync = Sync {
+            tracking: tracker.tracking,
+            scope: tracker.sync.as_ref().map_or(SyncScope::Whole, |sync| sync.scope),
+            cause: tracker.cause.clone(),
+            size: self.backing.size(),
+        };
+        self.unlock(tracker);
+        self.save(&state)?;
+        tracing::info!(disk = self.label(), scope = ?sync.scope, cause = sync.cause, "sync");
+        Ok(sync)
+    }
+
+    /// See [`crate::machine::Machine::sync_extents`].
+    pub(crate) fn sync_extents(&self, tracking: Uuid, from: u64) -> Result<Vec<Extent>> {
+        let size = self.backing.size();
+        let mut out = Vec::new();
+        {
+            let tracker = self.lock();
+            let sync = self.current_sync(&tracker, tracking)?;
+            if let Some(copy) = &sync.copy {
+                let mut at = from;
+                while let Some((offset, len)) = copy.next_run(at).filter(|_| out.len() < EXTENTS) {
+                    let offset = offset.max(from);
+                    let end = (offset + len).min(size);
+                    out.push(Extent { offset, len: end - offset, hole: false });
+                    at = end;
+                }
+                return Ok(out);
+            }
+        }
+        if from < size {
+            self.backing
+                .extents(from, size - from, &mut out)
+                .map_err(|error| Error::io("find what is allocated in", self.backing.path(), error))?;
+            out.truncate(EXTENTS);
+        }
+        Ok(out)
+    }
+
+    /// See [`crate::machine::Machine::read`].
+    pub(crate) fn read_live(&self, offset: u64, len: u32) -> Result<Vec<u8>> {
+        let fits = offset.checked_add(u64::from(len)).is_some_and(|end| end <= self.backing.size());
+        if !fits || u64::from(len) > MAX_DATA {
+            return Err(Error::new(
+                Kind::InvalidInput,
+                self.label(),
+                format!("cannot read {len} bytes at {offset}"),
+            ));
+        }
+        let mut buf = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.backing.read(&mut buf, offset).map_err(|error| {
+            Error::io(&format!("read {len} bytes at {offset} of"), self.backing.path(), error)
+        })?;
+        Ok(buf)
+    }
+
+    /// See [`crate::machine::Machine::end_sync`].
+    pub(crate) fn end_sync(&self, tracking: Uuid) -> Result<()> {
+        let mut tracker = self.lock_for_saving();
+        if tracker.tracking == tracking && tracker.mode == Mode::Logged && tracker.sync.is_none() {
+            return Ok(());
+        }
+        self.current_sync(&tracker, tracking)?;
+        tracker.sync = None;
+        let state = self.take_turn(&mut tracker);
+        self.unlock(tracker);
+        self.save(&state)
+    }
+
+    fn start_logging(&self, known: Option<Uuid>) -> Result<()> {
+        self.make_spare()?;
+        let mut tracker = self.lock();
+        let (Mode::Unlogged, Some(spare)) = (tracker.mode, tracker.spare.take()) else {
+            return Err(self.not_logged(&tracker));
+        };
+        tracker.start_log(spare, Vec::new());
+        let epoch = tracker.epoch;
+        let horizon = tracker.ranges.horizon();
+        while tracker.epoch == epoch && !tracker.drained(horizon) {
+            tracker = self.wait(tracker);
+        }
+        if tracker.epoch != epoch {
+            return Err(self.not_logged(&tracker));
+        }
+        let base = tracker.base.take().filter(|base| Some(*base) == known);
+        let unrecorded = tracker.dirty.freeze();
+        tracker.sync = Some(Syncing {
+            scope: if base.is_some() { SyncScope::Dirty } else { SyncScope::Whole },
+            copy: base.is_some().then_some(unrecorded),
+            base,
+            released: DirtyBitmap::new(self.backing.size()),
+        });
+        self.unlock(tracker);
+        Ok(())
+    }
+
+    fn current_sync<'a>(&self, tracker: &'a Tracker, tracking: Uuid) -> Result<&'a Syncing> {
+        let current =
+            tracker.sync.as_ref().filter(|_| tracker.tracking == tracking && tracker.mode == Mode::Logged);
+        current.ok_or_else(|| {
+            Error::new(Kind::NotReady, self.label(), format!("sync {tracking} is over: {}", tracker.cause))
+        })
+    }
+
+    /// The tracker, when nobody is writing the state file.
+    fn lock_for_saving(&self) -> MutexGuard<'_, Tracker> {
+        let mut tracker = self.lock();
+        while tracker.saving {
+            tracker = self.wait(tracker);
+        }
+        tracker
+    }
+
+    /// Takes the turn to write the state file, and what is to be written.
+    fn take_turn(&self, tracker: &mut Tracker) -> DiskState {
+        tracker.saving = true;
+        self.state_of(tracker)
+    }
+
+    fn save(&self, state: &DiskState) -> Result<()> {
+        let saved = self.state.write(state);
+        let mut tracker = self.lock();
+        tracker.saving = false;
+        self.unlock(tracker);
+        saved
+    }
+
+    /// What the state file should say now.
+    pub(super) fn state_of(&self, tracker: &Tracker) -> DiskState {
+        DiskState {
+            disk: self.id,
+            tracking: tracker.tracking,
+            logged: tracker.mode == Mode::Logged,
+            sync: tracker.sync.as_ref().map(|sync| sync.scope),
+            cause: tracker.cause.clone(),
+            boot: self.boot.clone(),
+            image: self.backing.found().clone(),
+            clean: false,
+        }
+    }
+}
+
+/// Ends the stretch of records: a new tracking id, and a bitmap that names every difference from what the vault has under
+/// the old one, as far as that can be told. Returns the log's files.
+fn end_stretch(tracker: &mut Tracker, cause: &str) -> Vec<std::path::PathBuf> {
+    tracker.merge_back();
+    tracker.base = match tracker.sync.take() {
+        None => Some(tracker.tracking),
+        Some(sync) => {
+            tracker.dirty.merge(sync.released);
+            if let Some(copy) = sync.copy {
+                tracker.dirty.merge(copy);
+            }
+            sync.base
+        }
+    };
+    tracker.tracking = Uuid::new_v4();
+    cause.clone_into(&mut tracker.cause);
+    tracker.drop_log()
+}

@@ -1,0 +1,208 @@
+//! Test parts: a backing that fails on request, and a stand-in for the vault that believes only segments and copies.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use uuid::Uuid;
+
+use super::DiskSettings;
+use crate::Result;
+use crate::backing::{Access, Backing, Identity, RawDisk};
+use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
+use crate::log::SegmentReader;
+use crate::machine::{Machine, MachineSettings};
+use crate::tracking::{CutDisk, SyncScope};
+
+/// Settings for a disk image called `name` in `dir`, made if absent.
+pub fn settings(dir: &Path, name: &str, size: u64, log_limit: Option<u64>) -> DiskSettings {
+    let path = dir.join(format!("{name}.img"));
+    if !path.exists() {
+        std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+    }
+    DiskSettings { name: name.to_owned(), path, log_dir: None, read_only: false, log_limit }
+}
+
+/// A machine of `disks` in `dir`.
+pub fn machine(dir: &Path, disks: &[&str], size: u64) -> MachineSettings {
+    let disks = disks.iter().map(|name| settings(dir, name, size, Some(1 << 30))).collect();
+    MachineSettings { name: "m".to_owned(), disks }
+}
+
+/// One write as a batch of its own.
+pub fn write(disk: &dyn BlockDevice, offset: u64, data: &[u8]) -> io::Result<()> {
+    let mut results = Vec::new();
+    disk.write_batch(&[Write { offset, data, fua: false }], &mut results);
+    results.pop().unwrap()
+}
+
+/// What is in an image file.
+pub fn contents(dir: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(dir.join(format!("{name}.img"))).unwrap()
+}
+
+/// What a vault would hold: the disks, built from copies and records alone.
+#[derive(Debug, Default)]
+pub struct Replica {
+    /// Disk name to bytes, for comparison with images.
+    pub disks: BTreeMap<String, Vec<u8>>,
+    /// Disk name to the tracking id under which it is exact.
+    pub known: BTreeMap<String, Uuid>,
+}
+
+impl Replica {
+    /// Brings every disk that is not exact up by a sync, then cuts and applies. Returns the scopes of the syncs.
+    pub fn cycle(&mut self, machine: &Machine) -> Result<Vec<SyncScope>> {
+        let mut scopes = Vec::new();
+        let mut ended = Vec::new();
+        for disk in machine.info().disks {
+            let known = self.known.get(&disk.name).copied();
+            if disk.logged && !disk.syncing && known == Some(disk.tracking) {
+                continue;
+            }
+            let sync = machine.begin_sync(&disk.name, known)?;
+            scopes.push(sync.scope);
+            self.copy(machine, &disk.name, sync.tracking, sync.scope, sync.size)?;
+            ended.push((disk.name, sync.tracking));
+        }
+        let cut = machine.cut()?;
+        for disk in &cut.disks {
+            self.apply(disk)?;
+        }
+        for (disk, tracking) in ended {
+            machine.end_sync(&disk, tracking)?;
+            self.known.insert(disk, tracking);
+        }
+        machine.release(cut.id)?;
+        Ok(scopes)
+    }
+
+    /// Replays a cut's segments.
+    pub fn apply(&mut self, disk: &CutDisk) -> Result<()> {
+        let bytes = self.disks.get_mut(&disk.name).unwrap();
+        for segment in &disk.segments {
+            let mut reader = SegmentReader::open(segment)?;
+            while let Some(record) = reader.next_record()? {
+                let at = usize::try_from(record.offset).unwrap();
+                let target = &mut bytes[at..at + usize::try_from(record.len).unwrap()];
+                match record.data {
+                    Some(position) => reader.read_at(position, target)?,
+                    None => target.fill(0),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(
+        &mut self,
+        machine: &Machine,
+        disk: &str,
+        tracking: Uuid,
+        scope: SyncScope,
+        size: u64,
+    ) -> Result<()> {
+        let size = usize::try_from(size).unwrap();
+        let bytes = self.disks.entry(disk.to_owned()).or_default();
+        if scope == SyncScope::Whole {
+            // Nothing that was there may be relied on.
+            *bytes = vec![0xEE; size];
+        }
+        let mut from = 0;
+        loop {
+            let extents = machine.sync_extents(disk, tracking, from)?;
+            let Some(last) = extents.last() else { return Ok(()) };
+            from = last.offset + last.len;
+            for extent in extents {
+                let (mut at, end) = (extent.offset, extent.offset + extent.len);
+                while at < end {
+                    let len = u32::try_from((end - at).min(1 << 20)).unwrap();
+                    let start = usize::try_from(at).unwrap();
+                    let piece = if extent.hole {
+                        vec![0; usize::try_from(len).unwrap()]
+                    } else {
+                        machine.read(disk, at, len)?
+                    };
+                    bytes[start..start + piece.len()].copy_from_slice(&piece);
+                    at += u64::from(len);
+                }
+            }
+        }
+    }
+}
+
+/// A backing whose writes fail half done while the switch is on.
+#[derive(Debug)]
+pub struct FailingDisk {
+    inner: RawDisk,
+    /// Fail from now on.
+    pub failing: Arc<AtomicBool>,
+}
+
+impl FailingDisk {
+    /// The failing disk at `path`, and its switch.
+    pub fn open(path: &Path) -> (Self, Arc<AtomicBool>) {
+        let failing = Arc::new(AtomicBool::new(false));
+        (Self { inner: RawDisk::open(path, Access::ReadWrite).unwrap(), failing: failing.clone() }, failing)
+    }
+
+    fn fails(&self) -> bool {
+        self.failing.load(Ordering::SeqCst)
+    }
+}
+
+impl Backing for FailingDisk {
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+    fn found(&self) -> &Identity {
+        self.inner.found()
+    }
+    fn identity(&self) -> Result<Identity> {
+        self.inner.identity()
+    }
+}
+
+impl BlockDevice for FailingDisk {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.inner.try_read(buf, offset)
+    }
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read(buf, offset)
+    }
+    fn write_batch(&self, writes: &[Write<'_>], results: &mut Vec<io::Result<()>>) {
+        if !self.fails() {
+            return self.inner.write_batch(writes, results);
+        }
+        for write in writes {
+            // Torn: half of it gets there.
+            let half = Write { data: &write.data[..write.data.len() / 2], ..*write };
+            self.inner.write_batch(&[half], &mut Vec::new());
+            results.push(Err(io::Error::from_raw_os_error(5)));
+        }
+    }
+    fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> io::Result<()> {
+        if self.fails() {
+            self.inner.zero(offset, len / 2, mode)?;
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.inner.zero(offset, len, mode)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.inner.flush()
+    }
+    fn extents(&self, offset: u64, len: u64, out: &mut Vec<Extent>) -> io::Result<()> {
+        self.inner.extents(offset, len, out)
+    }
+    fn cache(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.cache(offset, len)
+    }
+}

@@ -1,0 +1,387 @@
+//! What a tracked disk knows of its writes: plain state behind one mutex, no I/O.
+//!
+//! The mutex is held for a few dozen instructions at a time and never over I/O. Lock order: the trackers of a machine's
+//! disks in configuration order; nothing else is taken while one is held.
+//!
+//! A segment's life: *active* (records are reserved in it) → *sealed* (a roll or a cut replaced it) → *finished* (no writer
+//! is left: every record is on the backing, or followed by one of what is) → retired (the vault has it).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::ranges::{Ranges, Ticket};
+use super::watermark::Watermark;
+use crate::bitmap::DirtyBitmap;
+use crate::log::format::HEADER_LEN;
+use crate::log::segment::SegmentFile;
+use crate::tracking::{SegmentRef, SyncScope};
+
+/// How many records may be applied before the segment's mark is rewritten: what a kill costs in reading back.
+const MARK_EVERY: u64 = 1024;
+
+/// How writes are being tracked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Each write has a record.
+    Logged,
+    /// The way from logged to unlogged: new writes wait until that is durable.
+    Switching,
+    /// Writes only mark the bitmap.
+    Unlogged,
+    /// The log is gone and that could not be made durable: a write tries that again, and fails if it still cannot be.
+    Broken,
+}
+
+/// Room for records in a segment.
+#[derive(Clone, Debug)]
+pub struct Reservation {
+    /// The file to write to.
+    pub file: Arc<SegmentFile>,
+    /// The number of the first record.
+    pub first: u64,
+    /// How many records.
+    pub count: u64,
+    /// File position of the first record.
+    pub at: u64,
+    epoch: u64,
+}
+
+/// Where a cut fell in one disk's log.
+#[derive(Clone, Copy, Debug)]
+pub struct Boundary {
+    /// The log it belongs to.
+    pub epoch: u64,
+    /// The first segment after the cut.
+    segment: u64,
+}
+
+/// What became of the wish for room.
+#[derive(Debug)]
+pub enum Reserve {
+    /// Here it is.
+    Ready(Reservation),
+    /// The active segment is full and there is no spare: make one and ask again.
+    NeedSpare,
+    /// Another segment would pass the limit.
+    Full,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: Arc<SegmentFile>,
+    records: u64,
+    bytes: u64,
+    appended: Watermark,
+    applied: Watermark,
+    marked: u64,
+    writers: u64,
+    sealed: bool,
+}
+
+/// A sync under way.
+#[derive(Debug)]
+pub struct Syncing {
+    /// What it copies.
+    pub scope: SyncScope,
+    /// The id under which the vault was exact before; only with it is `copy` enough.
+    pub base: Option<Uuid>,
+    /// The blocks a dirty sync copies.
+    pub copy: Option<DirtyBitmap>,
+    /// Blocks of cuts released since the sync began: their deltas count only once the sync's point is committed.
+    pub released: DirtyBitmap,
+}
+
+/// The state of one disk's tracking.
+#[derive(Debug)]
+pub struct Tracker {
+    /// How writes are being tracked.
+    pub mode: Mode,
+    /// The stretch of records that is going on, or the one that the next sync will begin.
+    pub tracking: Uuid,
+    /// While unlogged: the id under which the vault was exact and from which `dirty` names every difference.
+    pub base: Option<Uuid>,
+    /// Why the disk is, or was last, not exact.
+    pub cause: String,
+    /// Writes in flight.
+    pub ranges: Ranges,
+    /// Blocks written since the last cut.
+    pub dirty: DirtyBitmap,
+    /// Blocks of the cut that is out.
+    pub frozen: Option<DirtyBitmap>,
+    /// The sync under way.
+    pub sync: Option<Syncing>,
+    /// Threads waiting on the disk's condition variable.
+    pub waiters: usize,
+    /// Somebody is writing the state file.
+    pub saving: bool,
+    /// Counts logs: what belongs to an earlier one no longer matters.
+    pub epoch: u64,
+    /// The number the next segment gets.
+    pub next_segment: u64,
+    /// A segment made ahead, so that a roll needs no I/O.
+    pub spare: Option<SegmentFile>,
+    /// Applied marks to be written by whoever releases the mutex next.
+    pub marks: Vec<(Arc<SegmentFile>, u64)>,
+    open: Vec<Open>,
+    finished: BTreeMap<u64, SegmentRef>,
+    segment_bytes: u64,
+    limit: u64,
+}
+
+impl Tracker {
+    /// A disk of `size` bytes without a log.
+    pub fn new(size: u64, tracking: Uuid, cause: String, segment_bytes: u64, limit: u64) -> Self {
+        Self {
+            mode: Mode::Unlogged,
+            tracking,
+            base: None,
+            cause,
+            ranges: Ranges::default(),
+            dirty: DirtyBitmap::new(size),
+            frozen: None,
+            sync: None,
+            waiters: 0,
+            saving: false,
+            epoch: 0,
+            next_segment: 1,
+            spare: None,
+            marks: Vec::new(),
+            open: Vec::new(),
+            finished: BTreeMap::new(),
+            segment_bytes,
+            limit,
+        }
+    }
+
+    /// Starts a log in `segment`, after the `recovered` segments.
+    pub fn start_log(&mut self, segment: SegmentFile, recovered: Vec<SegmentRef>) {
+        self.finished = recovered.into_iter().map(|segment| (segment.segment, segment)).collect();
+        self.activate(segment);
+        self.mode = Mode::Logged;
+    }
+
+    /// Forgets the log. Its writers will find that their reservation is of another epoch. Returns the files it leaves
+    /// behind, oldest first.
+    pub fn drop_log(&mut self) -> Vec<PathBuf> {
+        self.epoch += 1;
+        let finished = std::mem::take(&mut self.finished).into_values().map(|segment| segment.path);
+        let open = self.open.drain(..).map(|open| open.file.path().to_owned());
+        let spare = self.spare.take().map(|file| file.path().to_owned());
+        finished.chain(open).chain(spare).collect()
+    }
+
+    /// Room for `count` records of `bytes` in all.
+    pub fn reserve(&mut self, count: u64, bytes: u64) -> Reserve {
+        let full =
+            self.active().is_none_or(|open| open.records > 0 && open.bytes + bytes > self.segment_bytes);
+        if full {
+            if self.allocated() + self.segment_bytes > self.limit {
+                return Reserve::Full;
+            }
+            match self.spare.take() {
+                Some(spare) => self.roll(spare),
+                None => return Reserve::NeedSpare,
+            }
+        }
+        match self.reserve_in(self.open.len() - 1, count, bytes) {
+            Some(reservation) => {
+                self.open.last_mut().into_iter().for_each(|open| open.writers += 1);
+                Reserve::Ready(reservation)
+            }
+            None => Reserve::NeedSpare,
+        }
+    }
+
+    /// Room for one more record in a segment that `reservation` keeps open, sealed or not.
+    pub fn reserve_after(&mut self, reservation: &Reservation, bytes: u64) -> Option<Reservation> {
+        let at = self.find(reservation)?;
+        self.reserve_in(at, 1, bytes)
+    }
+
+    /// The records of `reservation` are complete.
+    pub fn appended(&mut self, reservation: &Reservation) {
+        if let Some(at) = self.find(reservation) {
+            self.open[at].appended.complete(reservation.first, reservation.first + reservation.count);
+        }
+    }
+
+    /// Whether every earlier record of the segment is complete as well; `None` if that log is gone.
+    pub fn is_in_order(&self, reservation: &Reservation) -> Option<bool> {
+        self.find(reservation).map(|at| self.open[at].appended.below() >= reservation.first)
+    }
+
+    /// The records of `reservation` are on the backing (or corrected).
+    pub fn applied(&mut self, reservation: &Reservation) {
+        let Some(open) = self.find(reservation).map(|at| &mut self.open[at]) else { return };
+        open.applied.complete(reservation.first, reservation.first + reservation.count);
+        let below = open.applied.below();
+        if below >= open.marked + MARK_EVERY {
+            open.marked = below;
+            self.marks.push((open.file.clone(), below));
+        }
+    }
+
+    /// The writer of `reservation` is done with its segment.
+    pub fn done(&mut self, reservation: &Reservation) {
+        if let Some(at) = self.find(reservation) {
+            self.open[at].writers -= 1;
+            self.finish();
+        }
+    }
+
+    /// Whether each write has a record.
+    pub fn is_logged(&self) -> bool {
+        self.mode == Mode::Logged
+    }
+
+    /// Whether the active segment has records, so that a cut must seal it.
+    fn has_records(&self) -> bool {
+        self.active().is_some_and(|open| open.records > 0)
+    }
+
+    /// Whether a cut needs no I/O.
+    pub fn can_cut(&self) -> bool {
+        self.spare.is_some() || !self.has_records()
+    }
+
+    /// The cut: seals the active segment if it holds anything and freezes the bitmap. [`Tracker::can_cut`] must hold.
+    pub fn cut(&mut self) -> Boundary {
+        if self.has_records()
+            && let Some(spare) = self.spare.take()
+        {
+            self.roll(spare);
+        }
+        self.merge_back();
+        self.frozen = Some(self.dirty.freeze());
+        let active = self.active().map_or(0, |open| open.file.header().segment);
+        Boundary { epoch: self.epoch, segment: active }
+    }
+
+    /// Undoes what a cut did to the bitmap.
+    pub fn merge_back(&mut self) {
+        if let Some(frozen) = self.frozen.take() {
+            self.dirty.merge(frozen);
+        }
+    }
+
+    /// Whether every segment before `boundary` is finished.
+    pub fn is_settled(&self, boundary: Boundary) -> bool {
+        self.open.iter().all(|open| open.file.header().segment >= boundary.segment)
+    }
+
+    /// The finished segments before `boundary`, oldest first. Later ones may have rolled over since: they are another cut's.
+    pub fn finished(&self, boundary: Boundary) -> Vec<SegmentRef> {
+        self.finished.range(..boundary.segment).map(|(_, segment)| segment.clone()).collect()
+    }
+
+    /// All finished segments.
+    pub fn all_finished(&self) -> Vec<SegmentRef> {
+        self.finished.values().cloned().collect()
+    }
+
+    /// Takes the finished segments up to number `last` out, oldest first.
+    pub fn take_finished(&mut self, last: u64) -> Vec<SegmentRef> {
+        let later = self.finished.split_off(&(last + 1));
+        std::mem::replace(&mut self.finished, later).into_values().collect()
+    }
+
+    /// Bytes of records held on local disk.
+    pub fn log_bytes(&self) -> u64 {
+        let finished: u64 = self.finished.values().map(|segment| segment.bytes - HEADER_LEN).sum();
+        finished + self.open.iter().map(|open| open.bytes - HEADER_LEN).sum::<u64>()
+    }
+
+    /// Bytes of blocks that the vault does not have.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty.bytes() + self.frozen.as_ref().map_or(0, DirtyBitmap::bytes)
+    }
+
+    /// Marks what was written.
+    pub fn mark(&mut self, ranges: impl Iterator<Item = Range<u64>>) {
+        ranges.for_each(|range| self.dirty.mark(range.start, range.end - range.start));
+    }
+
+    /// Whether every write admitted before `horizon` is through.
+    pub fn drained(&self, horizon: Ticket) -> bool {
+        self.ranges.drained(horizon)
+    }
+
+    /// The open files, for the clean close.
+    pub fn open_files(&self) -> Vec<(Arc<SegmentFile>, u64)> {
+        self.open.iter().map(|open| (open.file.clone(), open.applied.below())).collect()
+    }
+
+    fn active(&self) -> Option<&Open> {
+        self.open.last().filter(|open| !open.sealed)
+    }
+
+    fn activate(&mut self, file: SegmentFile) {
+        self.open.push(Open {
+            file: Arc::new(file),
+            records: 0,
+            bytes: HEADER_LEN,
+            appended: Watermark::default(),
+            applied: Watermark::default(),
+            marked: 0,
+            writers: 0,
+            sealed: false,
+        });
+    }
+
+    fn roll(&mut self, spare: SegmentFile) {
+        if let Some(open) = self.open.last_mut() {
+            open.sealed = true;
+        }
+        self.activate(spare);
+        self.finish();
+    }
+
+    /// Moves sealed segments without writers to the finished ones.
+    fn finish(&mut self) {
+        let (finished, marks) = (&mut self.finished, &mut self.marks);
+        self.open.retain(|open| {
+            let done = open.sealed && open.writers == 0;
+            if done {
+                let header = open.file.header();
+                debug_assert_eq!(open.applied.below(), open.records, "finished means applied");
+                marks.push((open.file.clone(), open.records));
+                finished.insert(
+                    header.segment,
+                    SegmentRef {
+                        path: open.file.path().to_owned(),
+                        log: header.log,
+                        segment: header.segment,
+                        records: open.records,
+                        bytes: open.bytes,
+                    },
+                );
+            }
+            !done
+        });
+    }
+
+    fn reserve_in(&mut self, index: usize, count: u64, bytes: u64) -> Option<Reservation> {
+        let epoch = self.epoch;
+        let open = self.open.get_mut(index)?;
+        let (first, at) = (open.records, open.bytes);
+        open.records += count;
+        open.bytes += bytes;
+        Some(Reservation { file: open.file.clone(), first, count, at, epoch })
+    }
+
+    fn find(&self, reservation: &Reservation) -> Option<usize> {
+        let number = reservation.file.header().segment;
+        let found = self.open.iter().position(|open| open.file.header().segment == number);
+        found.filter(|_| reservation.epoch == self.epoch)
+    }
+
+    /// Space that the segments take or were promised.
+    fn allocated(&self) -> u64 {
+        let finished: u64 = self.finished.values().map(|segment| segment.bytes.max(self.segment_bytes)).sum();
+        finished + self.open.iter().map(|open| open.bytes.max(self.segment_bytes)).sum::<u64>()
+    }
+}

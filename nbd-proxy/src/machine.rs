@@ -1,0 +1,216 @@
+//! A machine: its disks, and the cut over all of them at one instant.
+//!
+//! The cut, in this order:
+//! 1. every disk gets a segment made ahead, while writes go on;
+//! 2. all trackers are locked, in configuration order (the only place that holds more than one), the logs roll over, the bitmaps freeze, the clock is
+//!    read, all are unlocked: no I/O in between, so writers wait for a few hundred instructions;
+//! 3. the writes that had room in a sealed segment are waited for, until each is on the backing;
+//! 4. the finished segments are handed on.
+//!
+//! Why a point is a state the disks could have shown after a crash at that instant: a write B issued after A's reply gets its
+//! room after A got its own. If B's room is in a sealed segment, it was taken before the instant, so A's was too, on
+//! whatever disk of the machine: no cut has B without A. Every write acknowledged before the instant had its room before it.
+//!
+//! Nothing of a cut is durable here. A proxy that dies forgets it, and its segments, still in the folder, join the next one:
+//! shipping a record again is harmless, for the newest record of a block wins and the last one says what the disk is.
+//! A cut that was not released when the next is asked for is merged back in the same way.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::device::Extent;
+use crate::disk::{Boundary, DiskSettings, TrackedDisk};
+use crate::tracking::{Cut, CutDisk, MachineInfo, Sync};
+use crate::{Error, Kind, Result};
+
+/// What a machine is opened with.
+#[derive(Clone, Debug)]
+pub struct MachineSettings {
+    /// The machine's name.
+    pub name: String,
+    /// Its disks, in the order in which the cut locks them.
+    pub disks: Vec<DiskSettings>,
+}
+
+/// A protected machine, open.
+#[derive(Debug)]
+pub struct Machine {
+    name: String,
+    disks: Vec<Arc<TrackedDisk>>,
+    cutting: Mutex<Cutting>,
+    idle: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Cutting {
+    busy: bool,
+    /// The cut that is out: its id and, for each disk, the number of its last segment (0: none).
+    out: Option<(Uuid, Vec<u64>)>,
+}
+
+impl Machine {
+    /// Opens, locks and recovers all disks, or none.
+    ///
+    /// # Errors
+    /// What [`crate::backing::RawDisk::open`] says, or a folder for the log that cannot be used.
+    pub fn open(settings: &MachineSettings) -> Result<Arc<Self>> {
+        Self::open_in(settings, &boot_id()?)
+    }
+
+    /// The same in a given boot of the host.
+    pub(crate) fn open_in(settings: &MachineSettings, boot: &str) -> Result<Arc<Self>> {
+        let disks = settings
+            .disks
+            .iter()
+            .map(|disk| TrackedDisk::open(&settings.name, disk, boot).map(Arc::new))
+            .collect::<Result<_>>()?;
+        Ok(Self::over(settings.name.clone(), disks))
+    }
+
+    /// A machine of disks that are open.
+    pub(crate) fn over(name: String, disks: Vec<Arc<TrackedDisk>>) -> Arc<Self> {
+        Arc::new(Self { name, disks, cutting: Mutex::default(), idle: Condvar::new() })
+    }
+
+    /// The machine's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The disks in configuration order.
+    pub fn disks(&self) -> &[Arc<TrackedDisk>] {
+        &self.disks
+    }
+
+    /// The disk called `name`.
+    ///
+    /// # Errors
+    /// `NotFound`, naming the disks there are.
+    pub fn disk(&self, name: &str) -> Result<&Arc<TrackedDisk>> {
+        self.disks.iter().find(|disk| disk.name() == name).ok_or_else(|| {
+            let names: Vec<_> = self.disks.iter().map(|disk| disk.name()).collect();
+            Error::new(Kind::NotFound, format!("{}/{name}", self.name), "the machine has no such disk")
+                .remedy(format!("its disks are {}", names.join(", ")))
+        })
+    }
+
+    /// How the machine stands.
+    pub fn info(&self) -> MachineInfo {
+        MachineInfo { name: self.name.clone(), disks: self.disks.iter().map(|disk| disk.info()).collect() }
+    }
+
+    /// Rolls the logs of all disks over at one instant. A cut that is out is merged into this one.
+    ///
+    /// # Errors
+    /// `NotReady` while a disk is not logged; then nothing has changed.
+    pub fn cut(&self) -> Result<Cut> {
+        let mut cutting = self.lock();
+        while cutting.busy {
+            cutting = self.idle.wait(cutting).unwrap_or_else(PoisonError::into_inner);
+        }
+        cutting.busy = true;
+        cutting.out = None;
+        drop(cutting);
+        let result = self.cut_alone();
+        let mut cutting = self.lock();
+        cutting.busy = false;
+        if let Ok(cut) = &result {
+            let last = |disk: &CutDisk| disk.segments.last().map_or(0, |segment| segment.segment);
+            cutting.out = Some((cut.id, cut.disks.iter().map(last).collect()));
+        }
+        drop(cutting);
+        self.idle.notify_one();
+        result
+    }
+
+    /// The vault has everything up to `cut` durably. An unknown cut is nobody's fault: it was made by a proxy that died, and its
+    /// records are in a later one.
+    pub fn release(&self, cut: Uuid) -> Result<()> {
+        let mut cutting = self.lock();
+        let last = match cutting.out.take() {
+            Some((id, last)) if id == cut => last,
+            other => {
+                cutting.out = other;
+                return Ok(());
+            }
+        };
+        drop(cutting);
+        self.disks.iter().zip(last).try_for_each(|(disk, last)| disk.release(last))
+    }
+
+    /// Turns logging on for a disk and says what has to be copied to make it exact; asked again, it answers the same. `known`
+    /// is the tracking id under which the vault was last exact.
+    pub fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> Result<Sync> {
+        self.disk(disk)?.begin_sync(known)
+    }
+
+    /// What a sync copies at or after byte `from`; empty at the end. May be partial.
+    ///
+    /// # Errors
+    /// `NotReady` when that sync is over, for example because logging stopped.
+    pub fn sync_extents(&self, disk: &str, tracking: Uuid, from: u64) -> Result<Vec<Extent>> {
+        self.disk(disk)?.sync_extents(tracking, from)
+    }
+
+    /// Reads the live disk: at most 1 MiB.
+    pub fn read(&self, disk: &str, offset: u64, len: u32) -> Result<Vec<u8>> {
+        self.disk(disk)?.read_live(offset, len)
+    }
+
+    /// The point with the whole sync is committed. Durable on return.
+    ///
+    /// # Errors
+    /// `NotReady` when that sync is over, for example because logging stopped.
+    pub fn end_sync(&self, disk: &str, tracking: Uuid) -> Result<()> {
+        self.disk(disk)?.end_sync(tracking)
+    }
+
+    /// Makes everything durable, after the server has stopped. The next open goes on where this one stopped.
+    pub fn close(&self) -> Result<()> {
+        self.disks.iter().try_for_each(|disk| disk.close())
+    }
+
+    fn cut_alone(&self) -> Result<Cut> {
+        let (time, boundaries) = loop {
+            self.disks.iter().try_for_each(|disk| disk.prepare_cut())?;
+            if let Some(rolled) = self.roll_all()? {
+                break rolled;
+            }
+        };
+        let settled = self.disks.iter().zip(boundaries).map(|(disk, boundary)| disk.settle(boundary));
+        Ok(Cut { id: Uuid::new_v4(), time, disks: settled.collect::<Result<_>>()? })
+    }
+
+    /// The instant. `None` if a disk used its spare segment meanwhile: then nothing lasting was done.
+    fn roll_all(&self) -> Result<Option<(Timestamp, Vec<Boundary>)>> {
+        let mut trackers: Vec<_> = self.disks.iter().map(|disk| disk.lock()).collect();
+        for (disk, tracker) in self.disks.iter().zip(&trackers) {
+            if !tracker.is_logged() {
+                return Err(disk.not_logged(tracker));
+            }
+        }
+        if !trackers.iter().all(|tracker| tracker.can_cut()) {
+            return Ok(None);
+        }
+        let boundaries = trackers.iter_mut().map(|tracker| tracker.cut()).collect();
+        Ok(Some((Timestamp::now(), boundaries)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Cutting> {
+        self.cutting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What names this boot of the host: the page cache of another boot is gone.
+fn boot_id() -> Result<String> {
+    let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
+    let id =
+        std::fs::read_to_string(&path).map_err(|error| Error::io("read the host's boot id", &path, error))?;
+    Ok(id.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests;
