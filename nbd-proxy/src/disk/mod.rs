@@ -113,7 +113,7 @@ impl TrackedDisk {
             }
             tracker.take_finished(last)
         };
-        segments.iter().try_for_each(|segment| self.folder.retire(&segment.path))
+        self.folder.retire_oldest(segments.iter().map(|segment| segment.path.as_path()))
     }
 
     /// That a cut is not possible now, and why.

@@ -14,8 +14,9 @@ use super::reader::SegmentReader;
 use super::segment::SegmentFile;
 use crate::{Error, Kind, Result};
 
-/// How many used files are kept for reuse.
-const SPARE_FILES: usize = 2;
+/// How many used files are kept for reuse: as many as the last cut gave back, within these bounds.
+const FEWEST_BLANKS: usize = 2;
+const MOST_BLANKS: usize = 16;
 
 /// A disk's segments on disk.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl Folder {
                 blanks.push(path);
             }
         }
-        for extra in blanks.drain(SPARE_FILES.min(blanks.len())..) {
+        for extra in blanks.drain(FEWEST_BLANKS.min(blanks.len())..) {
             remove(&extra)?;
         }
         Ok(Self { dir: dir.to_owned(), segment_bytes, blanks: Mutex::new(blanks) })
@@ -85,9 +86,28 @@ impl Folder {
         Ok(found)
     }
 
-    /// Ends the life of a segment. Call it for the oldest first.
+    /// Ends the life of `segments`, which are the oldest of the log, oldest first. A busy disk gets its files back for the
+    /// next cut; an idle one shrinks to a few.
+    pub fn retire_oldest<'a>(&self, segments: impl ExactSizeIterator<Item = &'a Path>) -> Result<()> {
+        let keep = segments.len().clamp(FEWEST_BLANKS, MOST_BLANKS);
+        for path in segments {
+            self.retire_keeping(path, keep)?;
+        }
+        let surplus = {
+            let mut blanks = self.blanks();
+            let kept = keep.min(blanks.len());
+            blanks.split_off(kept)
+        };
+        surplus.iter().try_for_each(|path| remove(path))
+    }
+
+    /// Ends the life of one segment. Call it for the oldest first.
     pub fn retire(&self, path: &Path) -> Result<()> {
-        if self.blanks().len() >= SPARE_FILES {
+        self.retire_keeping(path, FEWEST_BLANKS)
+    }
+
+    fn retire_keeping(&self, path: &Path, keep: usize) -> Result<()> {
+        if self.blanks().len() >= keep {
             return remove(path);
         }
         let file = match File::options().write(true).open(path) {

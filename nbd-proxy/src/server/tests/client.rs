@@ -1,0 +1,231 @@
+//! A small client for tests: sends what it is told, legal or not, and reads whole replies.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::nbd::RawRequest;
+use crate::nbd::wire::{self, chunk, opt};
+
+/// One reply, put together from its chunks.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Reply {
+    pub cookie: u64,
+    pub errno: u32,
+    /// `(offset, bytes)` of data chunks, or of the body of a simple reply.
+    pub data: Vec<(u64, Vec<u8>)>,
+    /// `(offset, length)` of holes.
+    pub holes: Vec<(u64, u32)>,
+    /// `(length, status)`.
+    pub extents: Vec<(u32, u32)>,
+    pub text: String,
+}
+
+pub struct Client<S> {
+    pub stream: S,
+    structured: bool,
+}
+
+impl Client<UnixStream> {
+    /// Connects to `export` with structured replies and block status.
+    pub fn new(socket: &Path, export: &str) -> Self {
+        let mut client = Self::hello(socket);
+        client.option(opt::STRUCTURED_REPLY, &[]);
+        client.structured = true;
+        let name = string(export);
+        let context = [&name[..], &1_u32.to_be_bytes(), &string(wire::BASE_ALLOCATION)].concat();
+        client.option(opt::SET_META_CONTEXT, &context);
+        client.go(export);
+        client
+    }
+
+    /// Connects to `export` with simple replies.
+    pub fn simple(socket: &Path, export: &str) -> Self {
+        let mut client = Self::hello(socket);
+        client.go(export);
+        client
+    }
+
+    /// Connects and sends the client flags.
+    pub fn hello(socket: &Path) -> Self {
+        Self::over(UnixStream::connect(socket).unwrap())
+    }
+
+    fn over(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self { stream, structured: false }.greeted()
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// Takes over a connected stream of any kind, with simple replies.
+    pub fn on(stream: S, export: &str) -> Self {
+        let mut client = Self { stream, structured: false }.greeted();
+        client.go(export);
+        client
+    }
+
+    fn greeted(mut self) -> Self {
+        let mut greeting = [0; 18];
+        self.stream.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+        self.stream.write_all(&3_u32.to_be_bytes()).unwrap();
+        self
+    }
+
+    pub fn send_option(&mut self, number: u32, payload: &[u8]) {
+        let len = u32::try_from(payload.len()).unwrap();
+        let header = [&b"IHAVEOPT"[..], &number.to_be_bytes(), &len.to_be_bytes()].concat();
+        self.stream.write_all(&header).unwrap();
+        self.stream.write_all(payload).unwrap();
+    }
+
+    /// Sends an option and reads replies up to the last.
+    pub fn option(&mut self, number: u32, payload: &[u8]) -> u32 {
+        self.send_option(number, payload);
+        loop {
+            let mut header = [0; 20];
+            self.stream.read_exact(&mut header).unwrap();
+            let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
+            io::copy(&mut (&mut self.stream).take(u64::from(word(16))), &mut io::sink()).unwrap();
+            if word(12) == wire::rep::ACK || word(12) >= 1 << 31 {
+                return word(12);
+            }
+        }
+    }
+
+    fn go(&mut self, export: &str) {
+        let payload = [&string(export)[..], &[0, 0]].concat();
+        assert_eq!(self.option(opt::GO, &payload), wire::rep::ACK);
+    }
+
+    pub fn send(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, len: u32, payload: &[u8]) {
+        let header = RawRequest { flags, command, cookie, offset, len }.encode();
+        self.stream.write_all(&[&header[..], payload].concat()).unwrap();
+    }
+
+    /// Sends a request and reads its reply.
+    pub fn ask(&mut self, command: u16, flags: u16, offset: u64, len: u32, payload: &[u8]) -> Reply {
+        self.send(command, flags, 0x5eed, offset, len, payload);
+        let expected = if command == wire::cmd::READ { len } else { 0 };
+        let reply = self.reply(expected);
+        assert_eq!(reply.cookie, 0x5eed);
+        reply
+    }
+
+    pub fn read(&mut self, offset: u64, len: u32) -> Vec<u8> {
+        let reply = self.ask(wire::cmd::READ, 0, offset, len, &[]);
+        assert_eq!(reply.errno, 0, "{}", reply.text);
+        reply.bytes(offset, len)
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> u32 {
+        self.ask(wire::cmd::WRITE, 0, offset, u32::try_from(data.len()).unwrap(), data).errno
+    }
+
+    /// Reads one reply whose chunks follow one another; `len` is the body of a simple reply that succeeds.
+    pub fn reply(&mut self, len: u32) -> Reply {
+        let mut reply = Reply::default();
+        while !self.chunk(&mut reply, len) {}
+        reply
+    }
+
+    /// Reads a simple reply, or one chunk; true if it is the last.
+    pub fn chunk(&mut self, reply: &mut Reply, len: u32) -> bool {
+        let magic = self.u32();
+        if magic == wire::SIMPLE_REPLY_MAGIC {
+            reply.errno = self.u32();
+            reply.cookie = self.u64();
+            if reply.errno == 0 && len > 0 {
+                assert!(!self.structured, "a structured client never gets data in a simple reply");
+                reply.data.push((0, self.take(len)));
+            }
+            return true;
+        }
+        assert_eq!(magic, wire::CHUNK_MAGIC);
+        assert!(self.structured, "a simple client never gets a chunk");
+        let word = self.u32();
+        reply.cookie = self.u64();
+        let len = self.u32();
+        let kind = u16::try_from(word & 0xffff).unwrap();
+        match kind {
+            chunk::NONE => assert_eq!(len, 0),
+            chunk::OFFSET_DATA => {
+                let offset = self.u64();
+                let bytes = self.take(len - 8);
+                reply.data.push((offset, bytes));
+            }
+            chunk::OFFSET_HOLE => {
+                assert_eq!(len, 12);
+                let hole = (self.u64(), self.u32());
+                reply.holes.push(hole);
+            }
+            chunk::BLOCK_STATUS => {
+                assert_eq!(self.u32(), wire::BASE_ALLOCATION_ID);
+                reply.extents = (0..(len - 4) / 8).map(|_| (self.u32(), self.u32())).collect();
+            }
+            chunk::ERROR => {
+                reply.errno = self.u32();
+                let text = self.take(len - 4);
+                reply.text = String::from_utf8(text[2..].to_vec()).unwrap();
+            }
+            other => panic!("chunk type {other}"),
+        }
+        word >> 16 & u32::from(chunk::DONE) != 0
+    }
+
+    fn take(&mut self, len: u32) -> Vec<u8> {
+        let mut bytes = vec![0; len as usize];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_be_bytes(self.take(4).try_into().unwrap())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_be_bytes(self.take(8).try_into().unwrap())
+    }
+
+    /// Whether the server has closed the connection (what it sent before is thrown away).
+    pub fn is_closed(&mut self) -> bool {
+        match io::copy(&mut self.stream, &mut io::sink()) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+impl Reply {
+    /// The bytes of `[offset, offset + len)`; every one must have been answered exactly once.
+    pub fn bytes(&self, offset: u64, len: u32) -> Vec<u8> {
+        if let [(0, data)] = &self.data[..]
+            && data.len() == len as usize
+        {
+            return data.clone();
+        }
+        let mut bytes = vec![0; len as usize];
+        let mut seen = vec![false; len as usize];
+        let mut mark = |at: u64, len: usize| {
+            let start = usize::try_from(at - offset).unwrap();
+            assert!(!seen[start..start + len].contains(&true), "chunks do not overlap");
+            seen[start..start + len].fill(true);
+            start
+        };
+        for (at, data) in &self.data {
+            let start = mark(*at, data.len());
+            bytes[start..start + data.len()].copy_from_slice(data);
+        }
+        for (at, len) in &self.holes {
+            mark(*at, *len as usize);
+        }
+        assert!(!seen.contains(&false), "every byte is answered");
+        bytes
+    }
+}
+
+pub fn string(text: &str) -> Vec<u8> {
+    [&u32::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
+}

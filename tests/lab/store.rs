@@ -1,0 +1,160 @@
+//! The stores that every promise is held on: a folder, SeaweedFS (S3), Azurite over TLS (Azure Blob).
+//!
+//! SeaweedFS and Azurite are started once for a test binary; each test gets a prefix of its own.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::process::{Process, Shared};
+use super::{Scratch, free_port, judge, run, script, until};
+
+/// A kind of store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Folder,
+    Seaweed,
+    Azurite,
+}
+
+/// A place in a store for one test.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub kind: Kind,
+    /// `[vault] url`
+    pub url: String,
+    /// `[vault] ca_file`
+    pub ca_file: Option<PathBuf>,
+    /// What a user would have in the environment.
+    pub env: Vec<(&'static str, String)>,
+}
+
+/// Published in Azurite's manual; it has no other.
+const ACCOUNT: &str = "devstoreaccount1";
+const ACCOUNT_KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+impl Store {
+    /// A folder below `scratch`.
+    pub fn folder(scratch: &Scratch) -> Self {
+        let folder = scratch.join("vault");
+        std::fs::create_dir_all(&folder).expect("a folder for the vault");
+        Self {
+            kind: Kind::Folder,
+            url: format!("file://{}", folder.display()),
+            ca_file: None,
+            env: Vec::new(),
+        }
+    }
+
+    /// The store of `kind`; nothing if it is not installed and this is not CI.
+    pub fn of(kind: Kind, scratch: &Scratch) -> Option<Self> {
+        match kind {
+            Kind::Folder => Some(Self::folder(scratch)),
+            Kind::Seaweed => judge::have(&["weed"]).then(seaweed),
+            Kind::Azurite => judge::have(&["azurite-blob"]).then(azurite),
+        }
+    }
+}
+
+fn prefix() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Settings for a SeaweedFS at `port`, by way of whatever stands between.
+pub fn s3_env(port: u16) -> Vec<(&'static str, String)> {
+    vec![
+        ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
+        ("AWS_REGION", "us-east-1".into()),
+        ("AWS_ACCESS_KEY_ID", "lifeboat".into()),
+        ("AWS_SECRET_ACCESS_KEY", "lifeboat".into()),
+    ]
+}
+
+struct Server {
+    port: u16,
+    folder: PathBuf,
+    _process: Shared,
+}
+
+/// The supervisor removes it.
+fn shared_folder() -> PathBuf {
+    tempfile::Builder::new().prefix("lifeboat-store-").tempdir().expect("a scratch folder").keep()
+}
+
+fn seaweed() -> Store {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let server = SERVER.get_or_init(|| {
+        let (folder, port) = (shared_folder(), seaweed_port());
+        let (script, data, number) = (script(), folder.join("s3"), port.to_string());
+        let command: [&OsStr; 4] = [script.as_ref(), "s3".as_ref(), data.as_ref(), number.as_ref()];
+        let process = Shared::start(&command, &folder);
+        make_bucket(port);
+        Server { port, folder, _process: process }
+    });
+    Store {
+        kind: Kind::Seaweed,
+        url: format!("s3://bucket1/{}", prefix()),
+        ca_file: None,
+        env: s3_env(server.port),
+    }
+}
+
+/// A SeaweedFS of a test's own, which it may stop and kill. Its port is the second value; its bucket is `bucket1`.
+pub fn own_seaweed(scratch: &Scratch) -> (Process, u16) {
+    let port = seaweed_port();
+    let mut command = Command::new(script());
+    command.arg("s3").arg(scratch.join("s3")).arg(port.to_string());
+    let process = Process::start(&mut command, &scratch.join("s3.log"));
+    make_bucket(port);
+    (process, port)
+}
+
+/// SeaweedFS takes the port 10000 above for itself, so that one must be free and exist.
+fn seaweed_port() -> u16 {
+    until("a pair of free ports", Duration::from_secs(10), || {
+        let port = 20_000 + free_port() % 12_000;
+        let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        (free(port) && free(port + 10_000)).then_some(port)
+    })
+}
+
+/// The bucket can be made as soon as the server is ready.
+fn make_bucket(port: u16) {
+    let url = format!("http://127.0.0.1:{port}/bucket1");
+    until("SeaweedFS to be ready", Duration::from_secs(90), || {
+        let output = judge::output(Command::new("curl").args(["-sf", "-o", "/dev/null", "-X", "PUT", &url]));
+        output.status.success().then_some(())
+    });
+}
+
+fn azurite() -> Store {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let server = SERVER.get_or_init(|| {
+        let (folder, port) = (shared_folder(), free_port());
+        let (script, data, number) = (script(), folder.as_path(), port.to_string());
+        run(Command::new(&script).arg("tls").arg(folder.join("tls")));
+        let command: [&OsStr; 5] =
+            [script.as_ref(), "azurite".as_ref(), data.as_ref(), number.as_ref(), "--tls".as_ref()];
+        let process = Shared::start(&command, &folder);
+        until("Azurite to listen", Duration::from_secs(60), || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok().map(drop)
+        });
+        run(Command::new(&script).args(["container", &number, "container1"]).arg(folder.join("tls/ca.pem")));
+        Server { port, folder, _process: process }
+    });
+    Store {
+        kind: Kind::Azurite,
+        url: format!("azure://container1/{}", prefix()),
+        ca_file: Some(server.folder.join("tls/ca.pem")),
+        env: vec![
+            ("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT.into()),
+            ("AZURE_STORAGE_ACCOUNT_KEY", ACCOUNT_KEY.into()),
+            ("AZURE_STORAGE_ENDPOINT", format!("https://127.0.0.1:{}/{ACCOUNT}", server.port)),
+        ],
+    }
+}
