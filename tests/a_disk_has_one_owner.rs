@@ -43,7 +43,11 @@ fn qemu_is_refused_a_disk_that_is_served() {
     let mut site = Site::with_machine();
     let proxy = site.start("proxy");
     let open = |site: &Site| {
-        judge::tool("qemu-io").args(["-f", "raw", "-c", "write 0 4k"]).arg(site.path("root.img")).output().unwrap()
+        judge::tool("qemu-io")
+            .args(["-f", "raw", "-c", "write 0 4k"])
+            .arg(site.path("root.img"))
+            .output()
+            .unwrap()
     };
     let refused = open(&site);
     assert!(!refused.status.success());
