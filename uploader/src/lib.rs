@@ -27,5 +27,5 @@ pub mod store;
 pub mod vault;
 
 mod durable;
-// #[cfg(test)]
-// mod testing;
+#[cfg(test)]
+mod testing;

@@ -373,7 +373,7 @@ impl Work<'_> {
             let planned = state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
             let copied = planned
                 .zip(journal)
-                .map_or(0, |(planned, journal)| journal.copied(&planned.name, planned.tracking).bytes);
+                .map_or(0, |(planned, journal)| journal.copied(planned.attempt).bytes);
             DiskStatus {
                 name: disk.name.clone(),
                 state: planned.map_or(DiskState::Protected, |planned| disk_state(state, planned)),

@@ -25,8 +25,8 @@ enum Line {
     Sync(Uuid),
     /// A stretch of a disk was copied.
     Copy {
-        disk: String,
-        tracking: Uuid,
+        /// Which attempt at which disk; see [`super::state::SyncDisk`].
+        attempt: Uuid,
         /// Where copying goes on.
         next: u64,
         /// Bytes of data that were copied.
@@ -52,7 +52,7 @@ pub struct Copied {
 pub struct Journal {
     path: PathBuf,
     file: File,
-    copied: BTreeMap<(String, Uuid), Copied>,
+    copied: BTreeMap<Uuid, Copied>,
     deltas: Vec<Uploaded>,
 }
 
@@ -87,9 +87,9 @@ impl Journal {
         durable::remove(&Self::path(folder, machine))
     }
 
-    /// How far the copy of `disk` under `tracking` is.
-    pub fn copied(&self, disk: &str, tracking: Uuid) -> Copied {
-        self.copied.get(&(disk.to_owned(), tracking)).copied().unwrap_or_default()
+    /// How far `attempt` is.
+    pub fn copied(&self, attempt: Uuid) -> Copied {
+        self.copied.get(&attempt).copied().unwrap_or_default()
     }
 
     /// All deltas, in the order in which they apply.
@@ -97,12 +97,10 @@ impl Journal {
         &self.deltas
     }
 
-    /// `disk` was copied up to `next`; `bytes` of it are in `delta`.
-    pub fn copy(
-        &mut self, disk: &str, tracking: Uuid, next: u64, bytes: u64, delta: Option<Uploaded>,
-    ) -> Result<()> {
+    /// `attempt` has copied its disk up to `next`; `bytes` of data are in `delta`.
+    pub fn copy(&mut self, attempt: Uuid, next: u64, bytes: u64, delta: Option<Uploaded>) -> Result<()> {
         let delta = delta.map(|uploaded| uploaded.reference().clone());
-        self.record(Line::Copy { disk: disk.to_owned(), tracking, next, bytes, delta })
+        self.record(Line::Copy { attempt, next, bytes, delta })
     }
 
     /// `delta` holds changes of an intermediate cut.
@@ -132,8 +130,8 @@ impl Journal {
     fn apply(&mut self, line: Line) {
         let delta = match line {
             Line::Sync(_) => None,
-            Line::Copy { disk, tracking, next, bytes, delta } => {
-                let copied = self.copied.entry((disk, tracking)).or_default();
+            Line::Copy { attempt, next, bytes, delta } => {
+                let copied = self.copied.entry(attempt).or_default();
                 copied.next = next;
                 copied.bytes += bytes;
                 delta

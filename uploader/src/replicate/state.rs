@@ -36,6 +36,8 @@ pub struct SyncDisk {
     pub size: u64,
     /// The tracking id that the sync makes exact.
     pub tracking: Uuid,
+    /// Drawn each time the copy of this disk begins: what the journal has of another attempt does not count.
+    pub attempt: Uuid,
     /// Every byte is covered: nothing in the vault is relied on.
     pub whole: bool,
     /// Why.

@@ -73,7 +73,7 @@ impl Work<'_> {
         tracing::info!(machine = %self.ctx.settings.machine, disk = %disk.name, cause = %sync.cause, whole,
             total, "sync begins");
         let (name, tracking, size) = (disk.name.clone(), sync.tracking, sync.size);
-        Ok(SyncDisk { name, size, tracking, whole, cause: sync.cause, total })
+        Ok(SyncDisk { name, size, tracking, attempt: Uuid::new_v4(), whole, cause: sync.cause, total })
     }
 
     /// Writes the plan down: disks that left the machine go, `fresh` ones replace earlier attempts.
@@ -128,7 +128,7 @@ impl Work<'_> {
 
     /// Where copying `disk` goes on, and how many bytes of data were copied.
     fn copied(&self, disk: &SyncDisk) -> (u64, u64) {
-        let copied = self.ready.journal.as_ref().map(|journal| journal.copied(&disk.name, disk.tracking));
+        let copied = self.ready.journal.as_ref().map(|journal| journal.copied(disk.attempt));
         copied.map_or((0, 0), |copied| (copied.next, copied.bytes))
     }
 
@@ -171,14 +171,14 @@ impl Work<'_> {
         };
         let Some(journal) = self.ready.journal.as_mut() else { return Ok(()) };
         let record = |uploaded: Uploaded, piece: Stretch| {
-            journal.copy(&disk.name, disk.tracking, piece.next, piece.bytes, Some(uploaded))
+            journal.copy(disk.attempt, piece.next, piece.bytes, Some(uploaded))
         };
         let ship = target.ship(Vec::new(), &mut packing.packed, record);
         let feed = feed(&*self.ctx.source, disk, from, deadline, items);
         let (ended, ()) = tokio::try_join!(feed, ship)?;
         packing.end().await?;
-        if ended && journal.copied(&disk.name, disk.tracking).next < disk.size {
-            journal.copy(&disk.name, disk.tracking, disk.size, 0, None)?;
+        if ended && journal.copied(disk.attempt).next < disk.size {
+            journal.copy(disk.attempt, disk.size, 0, None)?;
         }
         Ok(())
     }

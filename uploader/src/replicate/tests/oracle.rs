@@ -1,0 +1,98 @@
+//! The oracle: whatever happens on the way, every committed point is exactly what the disks held at its cut.
+
+use object_store::memory::InMemory;
+
+use super::*;
+use crate::testing::{Fault, Faulty, Random, vault_in};
+
+const MIB: u64 = 1 << 20;
+
+/// Seeds to run; the environment's long form is for soaking.
+fn seeds() -> std::ops::Range<u64> {
+    let count = std::env::var("LIFEBOAT_SEEDS").ok().and_then(|count| count.parse().ok());
+    0..count.unwrap_or(12)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn points_cut_under_load_are_exact() {
+    for seed in seeds() {
+        println!("seed {seed}");
+        let rig = Rig::new(&[("a", 3 * MIB + 512), ("b", MIB)], seed);
+        rig.churn(20);
+        rig.write_between(true);
+        let vault = testing::memory_vault().await;
+        let mut settings = rig.settings();
+        // Many intermediate cuts in the sync, and points in between ours.
+        settings.interval = Duration::from_millis(1 + seed % 5);
+        let handle = start(settings, rig.clone(), connect(&vault));
+        for _ in 0..6 {
+            handle.cut().await.unwrap();
+            rig.churn(15);
+        }
+        handle.stop().await;
+        rig.write_between(false);
+        assert!(every_point_is_exact(&vault, &rig).await >= 6, "seed {seed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_uploader_killed_at_any_request_goes_on() {
+    for seed in seeds() {
+        println!("seed {seed}");
+        let rig = Rig::new(&[("a", 2 * MIB), ("b", MIB / 2)], seed);
+        rig.churn(20);
+        rig.write_between(true);
+        let memory = Arc::new(InMemory::new());
+        let clean = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
+        let mut random = Random::new(seed + 1000);
+        for life in 0..25 {
+            // Each life ends at one request, which may or may not have happened.
+            let last = random.below(8);
+            let fault = if random.below(2) == 0 { Fault::HangBefore } else { Fault::HangAfter };
+            let faulty = Faulty::new(Arc::clone(&memory), move |number, _| {
+                if number > last { fault } else { Fault::None }
+            });
+            let opened = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
+            let vault = Vault { store: crate::store::Store::new(faulty.clone(), "memory://test"), ..opened };
+            let mut settings = rig.settings();
+            settings.interval = Duration::from_millis(1 + random.below(4));
+            let handle = start(settings, rig.clone(), connect(&vault));
+            tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified()).await.expect("a last request");
+            handle.stop().await;
+            if life % 7 == 6 {
+                rig.kill_proxy();
+                rig.start_proxy();
+            }
+            rig.churn(3);
+        }
+        let handle = start_on(&rig, &clean);
+        let last = handle.cut().await.unwrap();
+        assert_eq!(last.point.generation, 1, "seed {seed}: the line stayed ours");
+        handle.stop().await;
+        every_point_is_exact(&clean, &rig).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_overflows_again_and_again_costs_no_exactness() {
+    for seed in seeds() {
+        println!("seed {seed}");
+        let rig = Rig::with_log_limit(&[("a", 2 * MIB), ("b", MIB)], seed, 1 << 20);
+        rig.churn(20);
+        let vault = testing::memory_vault().await;
+        let mut settings = rig.settings();
+        settings.interval = Duration::from_millis(2);
+        let handle = start(settings, rig.clone(), connect(&vault));
+        let mut random = Random::new(seed);
+        for _ in 0..8 {
+            rig.write_between(random.below(2) == 0);
+            rig.churn(random.size(60));
+            tokio::time::sleep(Duration::from_millis(random.below(5))).await;
+        }
+        rig.write_between(false);
+        rig.set_log_limit(1 << 30);
+        handle.cut().await.unwrap();
+        handle.stop().await;
+        every_point_is_exact(&vault, &rig).await;
+    }
+}

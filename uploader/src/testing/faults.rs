@@ -1,0 +1,118 @@
+//! A store that fails as it is told.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt as _, StreamExt as _};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing: it works.
+    None,
+    /// It fails and nothing happened.
+    Before,
+    /// It happens, and the reply is lost.
+    After,
+    /// The reply never comes; nothing happened.
+    HangBefore,
+    /// The reply never comes; it happened.
+    HangAfter,
+    /// Refused for want of rights.
+    Denied,
+}
+
+type Plan = Box<dyn Fn(u64, &str) -> Fault + Send + Sync>;
+
+/// An in-memory store under a plan: the number and key of a request decide its fate. Listings are never disturbed.
+pub(crate) struct Faulty {
+    pub inner: Arc<InMemory>,
+    plan: Plan,
+    requests: AtomicU64,
+    pub hung: tokio::sync::Notify,
+}
+
+impl Faulty {
+    pub fn new(inner: Arc<InMemory>, plan: impl Fn(u64, &str) -> Fault + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { inner, plan: Box::new(plan), requests: AtomicU64::new(0), hung: tokio::sync::Notify::new() })
+    }
+
+    async fn decide<T>(&self, key: &Path, request: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let number = self.requests.fetch_add(1, SeqCst);
+        let lost = || Error::Generic { store: "faulty", source: "connection reset".into() };
+        match (self.plan)(number, key.as_ref()) {
+            Fault::None => request.await,
+            Fault::Before => Err(lost()),
+            Fault::After => {
+                request.await?;
+                Err(lost())
+            }
+            Fault::HangBefore => self.hang().await,
+            Fault::HangAfter => {
+                let _ = request.await;
+                self.hang().await
+            }
+            Fault::Denied => {
+                Err(Error::PermissionDenied { path: key.to_string(), source: "AccessDenied".into() })
+            }
+        }
+    }
+
+    async fn hang<T>(&self) -> T {
+        self.hung.notify_one();
+        std::future::pending().await
+    }
+}
+
+impl fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+impl fmt::Display for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        self.decide(location, self.inner.put_opts(location, payload, opts)).await
+    }
+
+    async fn put_multipart_opts(
+        &self, location: &Path, opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.decide(location, self.inner.get_opts(location, options).boxed()).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix).boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
