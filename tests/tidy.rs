@@ -86,12 +86,12 @@ fn layers_import_downwards_only() {
         let Some((_, words)) = banned.iter().find(|(layer, _)| source.path.starts_with(layer)) else { continue };
         for (n, line) in code_lines(&source.text) {
             let named = |word: &&str| {
-                line.match_indices(**word).any(|(at, _)| {
+                line.match_indices(*word).any(|(at, _)| {
                     let before = line[..at].chars().next_back();
                     !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
                 })
             };
-            found.extend(words.iter().filter(named).map(|word| format!("{}:{n} names {word}", source.path)));
+            found.extend(words.iter().copied().filter(named).map(|word| format!("{}:{n} names {word}", source.path)));
         }
     }
     fail("a layer knows what it must not", &found);
@@ -107,9 +107,9 @@ fn manifests_depend_downwards_only() {
     for (path, names) in banned {
         let text = std::fs::read_to_string(root().join(path)).expect("a manifest");
         let depends = |name: &&str| {
-            text.lines().any(|line| line.split(['.', ' ', '=']).next() == Some(**name) && !line.starts_with("name"))
+            text.lines().any(|line| line.split(['.', ' ', '=']).next() == Some(*name) && !line.starts_with("name"))
         };
-        found.extend(names.iter().filter(depends).map(|name| format!("{path} depends on {name}")));
+        found.extend(names.iter().copied().filter(depends).map(|name| format!("{path} depends on {name}")));
     }
     fail("a layer depends on what it must not", &found);
 }
