@@ -1,8 +1,8 @@
 //! One step of the loop: from whatever is on disk and in the vault to a committed point.
 //!
-//! [`Engine::step`] may be dropped at any await and called again. What it learned is thrown away then, and after every
-//! error: the next step reads the local state, opens the vault and looks at entry head+1 before it does anything, so a
-//! reply that was lost is found first.
+//! [`Engine::step`] may be dropped at any await, if [`Engine::forget`] follows, as it does after every error: the next
+//! step then reads the local state, opens the vault and looks at entry head+1 before it does anything, so that a reply
+//! that was lost is found first. After a step that went well nothing has to be asked again.
 
 use std::time::Instant;
 
@@ -58,7 +58,10 @@ pub(super) struct Engine {
 
 impl Engine {
     pub fn new(
-        settings: Settings, source: Box<dyn AnySource>, connect: Connect, inbox: std::sync::Arc<Inbox>,
+        settings: Settings,
+        source: Box<dyn AnySource>,
+        connect: Connect,
+        inbox: std::sync::Arc<Inbox>,
         status: watch::Sender<Status>,
     ) -> Self {
         let last_cut = Instant::now();
@@ -71,12 +74,19 @@ impl Engine {
 
     /// Does whatever stands between now and a committed point.
     pub async fn step(&mut self) -> Result<()> {
-        self.forget();
-        let ready = self.ready.insert(self.ctx.prepare().await?);
+        let ready = match &mut self.ready {
+            Some(ready) => ready,
+            none => none.insert(self.ctx.prepare().await?),
+        };
         let mut work = Work { ctx: &mut self.ctx, ready };
         for _ in 0..ROUNDS {
-            if work.attempt().await? {
-                return Ok(());
+            let seen = work.ctx.source.machine().await?;
+            match work.attempt(&seen).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                // The proxy was restarted with other disks, or gave a sync up, while we asked about the old ones.
+                Err(e) if asked_in_vain(&e) && !same(&seen, &work.ctx.source.machine().await?) => {}
+                Err(e) => return Err(e),
             }
         }
         let message = "the disks' tracking changes faster than it can be followed";
@@ -225,11 +235,10 @@ pub(super) struct Work<'a> {
 
 impl Work<'_> {
     /// Tries for a point; `false` means that tracking changed on the way.
-    async fn attempt(&mut self) -> Result<bool> {
+    async fn attempt(&mut self, info: &MachineInfo) -> Result<bool> {
         let before = self.ready.vault.store.counts();
-        let info = self.ctx.source.machine().await?;
-        self.plan_sync(&info).await?;
-        self.show(&info);
+        self.plan_sync(info).await?;
+        self.show(info);
         if !self.copy_all().await? {
             return Ok(false);
         }
@@ -239,7 +248,8 @@ impl Work<'_> {
     /// The tracking id under which `disk` is, or will be, exact.
     fn expected(&self, disk: &str) -> Option<(uuid::Uuid, u64)> {
         let state = &self.ready.state;
-        let syncing = state.sync.as_ref().and_then(|sync| sync.disks.iter().find(|planned| planned.name == disk));
+        let syncing =
+            state.sync.as_ref().and_then(|sync| sync.disks.iter().find(|planned| planned.name == disk));
         let known = || state.disks.get(disk).map(|known| (known.tracking, known.size));
         syncing.map(|planned| (planned.tracking, planned.size)).or_else(known)
     }
@@ -278,8 +288,7 @@ impl Work<'_> {
         let Some((uploaded, embedded)) = self.ship_closing(&cut).await? else { return Ok(false) };
         let copied = self.ready.journal.iter().flat_map(|journal| journal.deltas());
         let deltas: Vec<&Uploaded> = copied.chain(&uploaded).collect();
-        let header =
-            self.ctx.header(&self.ready.state, EntryKind::Crash, cut.time, self.disks_of(&cut));
+        let header = self.ctx.header(&self.ready.state, EntryKind::Crash, cut.time, self.disks_of(&cut));
         let outcome = commit::append(&self.ready.line, header, &deltas, embedded.as_ref()).await?;
         let synced = self.ready.state.sync.clone();
         match outcome {
@@ -359,10 +368,16 @@ impl Work<'_> {
             gets: spent.gets,
             lists: spent.lists,
         };
+        // Whoever hears of the point must also see it.
+        self.ctx.status.send_modify(|status| {
+            status.points += 1;
+            status.head = Some(report.point);
+            status.newest = Some(report.time);
+            status.well();
+        });
         for waiter in self.ctx.serving.drain(..) {
             let _ = waiter.send(Ok(report.clone()));
         }
-        self.ctx.status.send_modify(|status| status.points += 1);
     }
 
     /// Shows the machine as `info` and the local state have it.
@@ -370,10 +385,10 @@ impl Work<'_> {
         let (state, journal) = (&self.ready.state, self.ready.journal.as_ref());
         let counts = self.ctx.past + self.ready.vault.store.counts();
         let disks = info.disks.iter().map(|disk| {
-            let planned = state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
-            let copied = planned
-                .zip(journal)
-                .map_or(0, |(planned, journal)| journal.copied(planned.attempt).bytes);
+            let planned =
+                state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
+            let copied =
+                planned.zip(journal).map_or(0, |(planned, journal)| journal.copied(planned.attempt).bytes);
             DiskStatus {
                 name: disk.name.clone(),
                 state: planned.map_or(DiskState::Protected, |planned| disk_state(state, planned)),
@@ -395,6 +410,17 @@ impl Work<'_> {
             status.sync_cause = causes.last().unwrap_or_default().to_owned();
         });
     }
+}
+
+fn asked_in_vain(error: &Error) -> bool {
+    matches!(error.kind, Kind::NotFound | Kind::NotReady)
+}
+
+/// Whether the machine has the same disks, tracked in the same way.
+fn same(before: &MachineInfo, now: &MachineInfo) -> bool {
+    let key =
+        |disk: &nbd_proxy::tracking::DiskInfo| (disk.name.clone(), disk.size, disk.tracking, disk.logged);
+    before.disks.iter().map(key).eq(now.disks.iter().map(key))
 }
 
 fn disk_state(state: &State, planned: &super::state::SyncDisk) -> DiskState {
