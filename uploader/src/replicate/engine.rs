@@ -406,8 +406,8 @@ impl Work<'_> {
             status.head = state.point;
             status.newest = state.time;
             status.counts = counts;
-            let causes = state.sync.iter().flat_map(|sync| &sync.disks).map(|disk| disk.cause.as_str());
-            status.sync_cause = causes.last().unwrap_or_default().to_owned();
+            let newest = state.sync.as_ref().and_then(|sync| sync.disks.last());
+            status.sync_cause = newest.map(|disk| disk.cause.clone()).unwrap_or_default();
         });
     }
 }
