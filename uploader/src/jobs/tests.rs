@@ -40,11 +40,11 @@ fn old_records_go_and_running_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let jobs = Jobs::open(dir.path()).unwrap();
     let running = jobs.start(JobKind::Restore, "m", "first").unwrap();
-    for number in 0..KEEP + 5 {
+    for number in (0i64..).take(KEEP + 5) {
         let mut job = running.clone();
         job.id = Uuid::new_v4();
         job.state = JobState::Done;
-        job.started = Timestamp::from_second(number as i64).unwrap();
+        job.started = Timestamp::from_second(number).unwrap();
         jobs.save(&job).unwrap();
     }
     jobs.start(JobKind::Restore, "m", "next").unwrap();

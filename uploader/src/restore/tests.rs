@@ -193,7 +193,7 @@ async fn a_sparse_tebibyte_costs_its_data() {
     let rig = Rig::sparse("big", 1 << 40);
     let mut random = Random::new(27);
     let pieces: Vec<(u64, Vec<u8>)> =
-        (0..16).map(|n| ((n << 36) + 4096 * n, random.bytes(MIB as usize))).collect();
+        (0..16).map(|n| ((n << 36) + 4096 * n, random.bytes(1 << 20))).collect();
     for (offset, data) in &pieces {
         rig.write_through("big", *offset, data);
     }
