@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use object_store::memory::InMemory;
 
 use super::*;
+use crate::vault::{Encryption, Vault};
 
 /// The behaviour that everything above relies on, for every kind of store.
 async fn conforms(store: &Store) {
@@ -65,7 +66,29 @@ async fn a_store_named_from_outside_conforms() {
     let url = format!("{}/{}", words.next().unwrap(), uuid::Uuid::new_v4());
     let options = words.map(|word| word.split_once('=').unwrap());
     let options = options.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    conforms(&open(&StoreConfig { url, options, ..StoreConfig::default() }, true).unwrap()).await;
+    let config = StoreConfig { url, options, ..StoreConfig::default() };
+    conforms(&open(&config, true).unwrap()).await;
+
+    let (scheme, _) = config.url.split_once("://").unwrap();
+    let missing = StoreConfig { url: format!("{scheme}://no-such-place/x"), ..config.clone() };
+    let store = open(&missing, true).unwrap();
+    // Servers answer a write there in several ways; every vault is read before it is written.
+    for error in [
+        store.get("k", 10).await.unwrap_err(),
+        store.list("k").await.unwrap_err(),
+        Vault::at(store.clone()).await.unwrap_err(),
+        Vault::at_or_create(store.clone(), Encryption::None).await.unwrap_err(),
+    ] {
+        assert_eq!((error.kind, error.object.as_str()), (Kind::NotFound, store.url()), "{error}");
+        assert!(error.remedy.contains("create the bucket or container"), "{error}");
+    }
+
+    let Some(key) = config.options.keys().find(|name| name.ends_with("account_key")).cloned() else { return };
+    let mut wrong = config;
+    wrong.options.insert(key, "bm90IHRoZSBrZXk=".to_owned());
+    let error = open(&wrong, true).unwrap().get("k", 10).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Denied, "{error}");
+    assert!(error.remedy.contains("credentials"), "{error}");
 }
 
 #[tokio::test]
