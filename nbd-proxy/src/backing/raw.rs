@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Backing;
 use super::lock::{self, Access};
+use super::runs::Runs;
 use super::sync::SharedSync;
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
 use crate::log::segment::write_all_vectored_at;
@@ -63,6 +64,7 @@ pub struct RawDisk {
     zero_range: bool,
     nowait: AtomicBool,
     sync: SharedSync,
+    runs: Runs,
 }
 
 impl RawDisk {
@@ -119,6 +121,7 @@ impl RawDisk {
             block_device,
             nowait: AtomicBool::new(true),
             sync: SharedSync::default(),
+            runs: Runs::default(),
             file,
         })
     }
@@ -291,6 +294,7 @@ impl BlockDevice for RawDisk {
             }
             other => other?,
         }
+        self.runs.forget(offset, offset + len);
         if mode.fua { self.flush() } else { Ok(()) }
     }
 
@@ -313,6 +317,12 @@ impl BlockDevice for RawDisk {
             if at >= end {
                 break;
             }
+            if let Some(known) = self.runs.end_of(at) {
+                let stop = known.min(end);
+                out.push(Extent { offset: at, len: stop - at, hole: false });
+                at = stop;
+                continue;
+            }
             let data = self.data_from(at)?.min(end);
             if data > at {
                 out.push(Extent { offset: at, len: data - at, hole: true });
@@ -320,7 +330,9 @@ impl BlockDevice for RawDisk {
                 continue;
             }
             // The hole may have been filled, or the data punched, since: never an empty extent.
-            let hole = self.hole_from(at)?.clamp(at + 1, end);
+            let hole = self.hole_from(at)?.max(at + 1);
+            self.runs.learn(at, hole);
+            let hole = hole.min(end);
             out.push(Extent { offset: at, len: hole - at, hole: false });
             at = hole;
         }
