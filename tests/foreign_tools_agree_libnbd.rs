@@ -184,6 +184,25 @@ fn fsx_finds_no_difference_over_nbdfuse() {
     prove(&mut lifeboat, &scratch);
 }
 
+/// Every illegal request gets the error that the protocol wants, and the connection lives on.
+#[test]
+fn libnbd_without_its_strictness_gets_the_exact_errors() {
+    let python = Path::new("/usr/bin/python3");
+    let present =
+        python.exists() && judge::output(Command::new(python).args(["-c", "import nbd"])).status.success();
+    if !(present || judge::absent("python3-libnbd")) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let setup = Setup::new().disk("root", 64 * MIB).disk("iso", MIB).read_only("iso");
+    let mut lifeboat = setup.create(&scratch, &Store::folder(&scratch)).run();
+    lifeboat.wait_protected();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/judges/illegal_requests.py");
+    let [disk, iso] = ["root", "iso"].map(|name| lifeboat.disk(name).target.uri());
+    eprint!("{}", run(Command::new(python).arg(script).args([disk, iso])));
+    prove(&mut lifeboat, &scratch);
+}
+
 /// A real file system on our export by way of nbdfuse and a loop device; needs root.
 #[test]
 fn ext4_on_nbdfuse_and_loop_stays_clean() {
