@@ -73,12 +73,20 @@ struct QemuIo {
 
 impl QemuIo {
     fn start(disk: &str, log: &Path) -> Self {
-        let disk = disk.replace(",node-name=nbd", "").split(',').map(|it| format!("file.{it}")).collect::<Vec<_>>().join(",");
+        let disk = disk
+            .replace(",node-name=nbd", "")
+            .split(',')
+            .map(|it| format!("file.{it}"))
+            .collect::<Vec<_>>()
+            .join(",");
         let log = format!("log.driver=raw,log.file.driver=file,log.file.filename={}", log.display());
         let mut command = tool("qemu-io");
         command.arg("--image-opts").arg(format!("driver=blklogwrites,{disk},{log}"));
-        let mut process =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|error| panic!("qemu-io: {error}"));
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("qemu-io: {error}"));
         let (sender, answers) = channel();
         let mut output = process.stdout.take().expect("its output");
         std::thread::spawn(move || {

@@ -50,9 +50,12 @@ fn nbdinfo_lists_what_is_served() {
     assert_eq!(export["contexts"][0], "base:allocation", "{export}");
 
     // The empty name on a socket of one disk means that disk; LIST names it in full.
-    let listed = run(tool("nbdinfo").args(["--list", "--json"]).arg(lab::Target { export: String::new(), ..disk }.uri()));
+    let listed = run(tool("nbdinfo")
+        .args(["--list", "--json"])
+        .arg(lab::Target { export: String::new(), ..disk }.uri()));
     let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
-    let names: Vec<_> = listed["exports"].as_array().expect("exports").iter().map(|it| &it["export-name"]).collect();
+    let names: Vec<_> =
+        listed["exports"].as_array().expect("exports").iter().map(|it| &it["export-name"]).collect();
     assert_eq!(names, ["vm1/root"], "{listed}");
     lifeboat.stop();
 }
@@ -70,14 +73,18 @@ fn nbdinfo_map_follows_the_data() {
     let map: serde_json::Value = serde_json::from_str(&map).expect("JSON");
     let mut at = 0;
     for extent in map.as_array().expect("extents") {
-        let (offset, len) = (lab::lifeboat::number(extent, "offset"), lab::lifeboat::number(extent, "length"));
+        let (offset, len) =
+            (lab::lifeboat::number(extent, "offset"), lab::lifeboat::number(extent, "length"));
         assert_eq!(offset, at, "extents follow one another: {map}");
         at += len;
         let data = offset < 4 * MIB + 65_536 && at > 4 * MIB;
         assert!(!data || extent["type"] == 0, "written bytes shown as a hole: {map}");
     }
     assert_eq!(at, 16 * MIB, "the map covers the disk: {map}");
-    assert!(map.as_array().expect("extents").iter().any(|it| it["type"] == 3), "no hole in a sparse disk: {map}");
+    assert!(
+        map.as_array().expect("extents").iter().any(|it| it["type"] == 3),
+        "no hole in a sparse disk: {map}"
+    );
     lifeboat.stop();
 }
 
@@ -102,7 +109,10 @@ fn nbdcopy_takes_a_disk_in_and_out_over_many_connections() {
     // From one of our disks to the other, by way of the judge.
     let other = lifeboat.disk("data").target.uri();
     run(tool("nbdcopy").args(["--connections=4", "--requests=16", "--flush"]).arg(&uri).arg(&other));
-    assert!(model::same_file(&there, &lifeboat.disk("data").image), "the copy from export to export is another");
+    assert!(
+        model::same_file(&there, &lifeboat.disk("data").image),
+        "the copy from export to export is another"
+    );
     prove(&mut lifeboat, &scratch);
 }
 
@@ -115,18 +125,35 @@ fn fio_verifies_what_it_wrote_and_trimmed() {
     let mut lifeboat = protect(&scratch, 96 * MIB);
     let seconds = scale("LIFEBOAT_FIO_SECONDS", 8);
     let mut fio = tool("fio");
-    fio.current_dir(scratch.path()).args(["--ioengine=nbd", "--verify=crc32c", "--verify_fatal=1", "--group_reporting"]);
+    fio.current_dir(scratch.path()).args([
+        "--ioengine=nbd",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--group_reporting",
+    ]);
     fio.args(["--time_based", &format!("--runtime={seconds}")]);
     fio.arg(format!("--uri={}", lifeboat.disk("root").target.uri()));
     // Deep and mixed; trims before writes of the same blocks, one at a time because their order matters; trims alone.
     fio.args(["--name=mixed", "--rw=randrw", "--bssplit=4k/60:64k/20:512/20", "--iodepth=16", "--size=32m"]);
-    fio.args(["--name=trimmed", "--rw=randtrimwrite", "--bs=4k", "--iodepth=1", "--offset=32m", "--size=32m"]);
+    fio.args([
+        "--name=trimmed",
+        "--rw=randtrimwrite",
+        "--bs=4k",
+        "--iodepth=1",
+        "--offset=32m",
+        "--size=32m",
+    ]);
     fio.args(["--verify_backlog=256", "--name=trim", "--rw=randtrim", "--bs=64k", "--iodepth=8"]);
     fio.args(["--offset=64m", "--size=32m"]);
     run(&mut fio);
     // And once more from the start to the end, so that everything is read back after the last write.
     let mut fio = tool("fio");
-    fio.current_dir(scratch.path()).args(["--name=all", "--ioengine=nbd", "--verify=crc32c", "--verify_fatal=1"]);
+    fio.current_dir(scratch.path()).args([
+        "--name=all",
+        "--ioengine=nbd",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+    ]);
     fio.args(["--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=24m", "--do_verify=1"]);
     run(fio.arg(format!("--uri={}", lifeboat.disk("data").target.uri())));
     prove(&mut lifeboat, &scratch);
@@ -146,8 +173,33 @@ fn fsx_finds_no_difference_over_nbdfuse() {
     std::fs::write(&config, text).expect("a configuration");
     let mount = Mount::of(&lifeboat.disk("root").target.uri(), &scratch);
     let ops = scale("LIFEBOAT_FSX_OPS", 5_000).to_string();
-    run(tool("fsx").arg("-q").arg("-P").arg(scratch.path()).args(["-N", &ops, "-S", "5", "-f"]).arg(&config).arg(&mount.file));
+    run(tool("fsx")
+        .arg("-q")
+        .arg("-P")
+        .arg(scratch.path())
+        .args(["-N", &ops, "-S", "5", "-f"])
+        .arg(&config)
+        .arg(&mount.file));
     drop(mount);
+    prove(&mut lifeboat, &scratch);
+}
+
+/// Every illegal request gets the error that the protocol wants, and the connection lives on.
+#[test]
+fn libnbd_without_its_strictness_gets_the_exact_errors() {
+    let python = Path::new("/usr/bin/python3");
+    let present =
+        python.exists() && judge::output(Command::new(python).args(["-c", "import nbd"])).status.success();
+    if !(present || judge::absent("python3-libnbd")) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let setup = Setup::new().disk("root", 64 * MIB).disk("iso", MIB).read_only("iso");
+    let mut lifeboat = setup.create(&scratch, &Store::folder(&scratch)).run();
+    lifeboat.wait_protected();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/judges/illegal_requests.py");
+    let [disk, iso] = ["root", "iso"].map(|name| lifeboat.disk(name).target.uri());
+    eprint!("{}", run(Command::new(python).arg(script).args([disk, iso])));
     prove(&mut lifeboat, &scratch);
 }
 

@@ -49,7 +49,8 @@ fn a_legacy_client_that_names_no_export_of_ours_is_hung_up_on() {
     let mut lifeboat = Setup::new().disk("root", MIB).create(&scratch, &Store::folder(&scratch)).run();
     let Place::Unix(socket) = lifeboat.disk("root").target.place.clone() else { panic!("a Unix socket") };
     let mut stream = UnixStream::connect(&socket).expect("a listening proxy");
-    nbd::client::handshake(&mut stream, b"vm1/other").expect_err("EXPORT_NAME can only be refused by hanging up");
+    nbd::client::handshake(&mut stream, b"vm1/other")
+        .expect_err("EXPORT_NAME can only be refused by hanging up");
     // The others do not notice.
     let mut stream = UnixStream::connect(&socket).expect("a listening proxy");
     nbd::client::handshake(&mut stream, b"vm1/root").expect("a handshake");

@@ -22,8 +22,12 @@ fn protect(scratch: &Scratch, size: u64) -> Lifeboat {
 
 fn prove(lifeboat: &mut Lifeboat, scratch: &Scratch, name: &str) {
     let point = lifeboat.cut_id();
-    let restored = lifeboat.restore(&point, &scratch.join(format!("restored-{}", name.trim_end_matches(':')))).remove(0);
-    assert!(model::same_file(&lifeboat.disk("root").image, &restored), "what was restored from {point} is another");
+    let restored =
+        lifeboat.restore(&point, &scratch.join(format!("restored-{}", name.trim_end_matches(':')))).remove(0);
+    assert!(
+        model::same_file(&lifeboat.disk("root").image, &restored),
+        "what was restored from {point} is another"
+    );
 }
 
 #[test]
@@ -66,9 +70,11 @@ fn qemu_io_reads_back_what_it_wrote_zeroed_and_discarded() {
             qemu_io.args(["-c", command]);
         }
         let output = judge::output(qemu_io.arg(lifeboat.disk("root").target.uri()));
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         let lines: Vec<&str> = said.lines().filter(|line| !fast_zero_refused(line)).collect();
-        let wrong = lines.iter().any(|line| ["failed", "rror", "nvalid"].iter().any(|word| line.contains(word)));
+        let wrong =
+            lines.iter().any(|line| ["failed", "rror", "nvalid"].iter().any(|word| line.contains(word)));
         assert!(!wrong, "qemu-io {generation}: {said}");
         prove(&mut lifeboat, &scratch, &format!("io-{generation}"));
     }
@@ -121,7 +127,8 @@ fn check_map(map: &str, source: &Path) {
     let bytes = std::fs::read(source).expect("the source");
     let mut at = 0;
     for extent in extents.as_array().expect("extents") {
-        let (start, length) = (lab::lifeboat::number(extent, "start"), lab::lifeboat::number(extent, "length"));
+        let (start, length) =
+            (lab::lifeboat::number(extent, "start"), lab::lifeboat::number(extent, "length"));
         assert_eq!(start, at, "extents follow one another: {map}");
         at += length;
         let range = usize::try_from(start).expect("an offset")..usize::try_from(at).expect("an offset");
