@@ -94,7 +94,10 @@ fn story(dir: Option<&Path>, keep: bool, json: bool) -> Result<()> {
     )?;
     scene.lose_everything()?;
     let writes = writer.end();
-    say(&format!("The client had {writes} writes acknowledged and is cut off. Only the vault is left.\n"))?;
+    say(&format!(
+        "The client had {writes} writes acknowledged and is cut off; those since the last point are what an RPO is. \
+         Only the vault is left.\n"
+    ))?;
 
     let mut proofs = Vec::new();
     for (point, before) in taken {

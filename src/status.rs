@@ -11,7 +11,7 @@ use nbd_proxy::tracking::MachineInfo;
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uploader::listing::{self, PointName};
-use uploader::replicate::{Health, Status};
+use uploader::replicate::{Health, Phase, Status};
 
 use crate::config::{Config, RPO_WARNING, VaultConfig};
 use crate::control::client::Client;
@@ -47,6 +47,8 @@ pub struct Machine {
     pub point: Option<String>,
     /// What is being done, for people: "disk 2 of 3, 40 %".
     pub activity: String,
+    /// Why blocks are being copied; empty when none are.
+    pub sync_cause: String,
     /// When the next attempt is made, after a failed one.
     pub next_retry: Option<Timestamp>,
     /// Its disks.
@@ -90,10 +92,14 @@ impl Machine {
             rpo_seconds: status.rpo_seconds(now),
             point: status.head.map(|point| point.to_string()),
             activity: status.activity.clone(),
+            sync_cause: status.sync_cause.clone(),
             next_retry: status.next_retry,
             disks: disks.collect(),
         };
-        machine.warn_of_lag();
+        if status.phase == Phase::Paused && machine.health == Health::Normal {
+            machine.warn("paused: no points are made", "`lifeboat resume` goes on");
+        }
+        machine.warn_of_lag(status.interval_seconds);
         machine
     }
 
@@ -116,6 +122,7 @@ impl Machine {
             rpo_seconds: None,
             point: None,
             activity: String::new(),
+            sync_cause: String::new(),
             next_retry: None,
             disks: disks.collect(),
         }
@@ -131,13 +138,21 @@ impl Machine {
         }
     }
 
-    fn warn_of_lag(&mut self) {
-        let late = self.rpo_seconds.is_some_and(|age| age > RPO_WARNING.as_secs_f64());
+    /// Warns when the newest point is over an hour older than one `interval` makes it.
+    fn warn_of_lag(&mut self, interval: f64) {
+        let late = self.rpo_seconds.is_some_and(|age| age > RPO_WARNING.as_secs_f64() + interval);
         if late && self.health == Health::Normal {
-            self.health = Health::Warning;
-            self.cause = "the newest point is over an hour old".to_owned();
-            self.remedy = "see the uploader's log for what takes so long".to_owned();
+            self.warn(
+                "the newest point is over an hour late",
+                "see the uploader's log for what takes so long",
+            );
         }
+    }
+
+    fn warn(&mut self, cause: &str, remedy: &str) {
+        self.health = Health::Warning;
+        self.cause = cause.to_owned();
+        self.remedy = remedy.to_owned();
     }
 }
 
@@ -184,9 +199,8 @@ fn merge(
 
 fn without_proxy(machine: &mut Machine, error: &Error) {
     if machine.health == Health::Normal {
-        machine.health = Health::Warning;
-        machine.cause = format!("the proxy does not answer: {}", error.message);
-        machine.remedy = "start `lifeboat proxy`; until then the machine's disks are not served".to_owned();
+        let cause = format!("the proxy does not answer: {}", error.message);
+        machine.warn(&cause, "start `lifeboat proxy`; until then the machine's disks are not served");
     }
 }
 
@@ -211,10 +225,12 @@ pub async fn of_vault(vault: &VaultConfig) -> Result<Report> {
             rpo_seconds: age,
             point: newest.as_ref().map(|point| point.id.to_string()),
             activity: String::new(),
+            sync_cause: String::new(),
             next_retry: None,
             disks: Vec::new(),
         };
-        machine.warn_of_lag();
+        // The vault does not say how often points are wanted.
+        machine.warn_of_lag(0.0);
         machines.push(machine);
     }
     Ok(Report { machines })

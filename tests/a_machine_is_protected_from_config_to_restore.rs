@@ -224,3 +224,25 @@ fn a_vault_that_cannot_be_made_stops_nobody_and_says_what_to_do() {
     write(&site, "root", 1 << 20, 6);
     assert_eq!(site.stop(run), 0);
 }
+
+#[test]
+fn a_resync_keeps_every_point_and_ends_in_an_exact_one() {
+    let mut site = Site::with_machine();
+    let run = site.start("run");
+    write(&site, "root", 0, 1);
+    site.ok(&["wait", "web1", "--for", "protected", "--timeout", "60s"]);
+    let before = cut(&site);
+    let then = bytes(&site.path("root.img"));
+    site.ok(&["resync", "web1"]);
+    write(&site, "root", 1 << 20, 2);
+    site.ok(&["wait", "web1", "--for", "protected", "--timeout", "60s"]);
+    let after = cut(&site);
+    assert_eq!(site.stop(run), 0);
+    let jobs = site.ok(&["jobs", "--json"]).json();
+    assert_eq!(jobs["jobs"][0]["kind"], "resync", "{jobs}");
+    assert_eq!(jobs["jobs"][0]["state"], "done", "{jobs}");
+    restore(&site.vault(), &site.path("before"), &["--point", &before]);
+    assert!(bytes(&site.path("before/root.raw")) == then);
+    restore(&site.vault(), &site.path("after"), &["--point", &after]);
+    assert!(bytes(&site.path("after/root.raw")) == bytes(&site.path("root.img")));
+}

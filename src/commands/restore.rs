@@ -47,7 +47,7 @@ pub struct Args {
 }
 
 fn point(text: &str) -> Result<PointName, String> {
-    text.parse().map_err(|error: Error| error.message)
+    text.parse().map_err(|error: Error| format!("{}; {}", error.message, error.remedy))
 }
 
 fn checksum(text: &str) -> Result<Checksum, String> {

@@ -32,7 +32,7 @@ pub const LOG_LIMIT_MIN: u64 = 16 << 20;
 pub const SOCKET_PATH_MAX: usize = 107;
 /// `machine.disk.socket_mode`.
 pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
-/// A newest point older than this is a warning, whatever the interval.
+/// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
 /// The file as written.

@@ -70,6 +70,7 @@ fn each_bad_line_is_refused_by_name() {
         (&format!("{0}{0}", machine(&plain)), "\"web1\" is configured twice"),
         (&machine(&format!("{plain}{plain}")), "\"root\" is configured twice"),
         (&machine(&disk("root", "a.img", "")), "not an absolute path"),
+        (&machine(&disk("root", "/dev/vg0/root", "")), "log_dir"),
         (&machine(&disk("root", "nbd+unix:///x?socket=/s", "")), "not a file or block device"),
         (&machine(&disk("root", "/a.img", "listen = \"/run/x.sock\"")), "no place to listen at"),
         (&machine(&disk("root", "/a.img", "socket_mode = \"rw\"")), "no file mode"),
@@ -96,13 +97,13 @@ fn each_bad_line_is_refused_by_name() {
 }
 
 #[test]
-fn two_names_that_join_to_one_log_folder_are_refused() {
+fn two_names_that_join_to_one_socket_are_refused() {
     let rest = format!(
         "[[machine]]\nname = \"a-b\"\n{}[[machine]]\nname = \"a\"\n{}",
-        disk("c", "/i/1.img", "listen = \"unix:/s1\""),
-        disk("b-c", "/i/2.img", "listen = \"unix:/s2\"")
+        disk("c", "/i/1.img", ""),
+        disk("b-c", "/i/2.img", "")
     );
-    assert!(with(&rest).unwrap_err().message.contains("change log"));
+    assert!(with(&rest).unwrap_err().message.contains("a-b-c.sock is taken"));
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub fn validate(path: &Path, file: File) -> Result<Config> {
         machines.push(machine(path, &file.state_dir, raw, &general)?);
     }
     let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, machines };
-    no_shared_places(&config)?;
+    no_shared_sockets(&config)?;
     Ok(config)
 }
 
@@ -139,6 +139,15 @@ fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Re
     if let Some(log_dir) = &raw.log_dir {
         absolute(path, &format!("{place}: log_dir"), log_dir)?;
     }
+    if raw.log_dir.is_none() && raw.path.starts_with("/dev") {
+        let message = "the folder of a block device cannot hold its change log";
+        return Err(refuse(
+            path,
+            format!("{place}: log_dir"),
+            message,
+            "name a folder on a disk with log_dir",
+        ));
+    }
     let listen = match raw.listen {
         Some(text) => listen(path, &place, &text)?,
         None => ListenAt::Unix(state_dir.join(format!("{machine}-{}.sock", raw.name))),
@@ -192,27 +201,16 @@ fn listen(path: &Path, place: &str, text: &str) -> Result<ListenAt> {
     }
 }
 
-/// Each socket and each change log folder belongs to one disk.
-fn no_shared_places(config: &Config) -> Result<()> {
+/// Each socket belongs to one disk.
+fn no_shared_sockets(config: &Config) -> Result<()> {
     let mut sockets =
         HashSet::from([ListenAt::Unix(config.proxy_socket()), ListenAt::Unix(config.uploader_socket())]);
-    let mut logs = HashSet::new();
     for machine in &config.machines {
         for disk in &machine.disks {
-            let place = format!("machine {}, disk {}", machine.name, disk.name);
             if !sockets.insert(disk.listen.clone()) {
+                let place = format!("machine {}, disk {}", machine.name, disk.name);
                 let message = format!("the socket {} is taken already", disk.listen);
                 return Err(refuse(&config.file, place, message, "give each disk its own listen"));
-            }
-            let folder = disk.log_dir.clone().or_else(|| disk.path.parent().map(Path::to_owned));
-            if !logs.insert((folder, format!("{}-{}", machine.name, disk.name))) {
-                let message = "another disk's change log would have the same folder".to_owned();
-                return Err(refuse(
-                    &config.file,
-                    place,
-                    message,
-                    "rename the disk or give it another log_dir",
-                ));
             }
         }
     }

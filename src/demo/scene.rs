@@ -188,7 +188,7 @@ impl Scene {
         let site = self.dir.join("site");
         let text = format!(
             "state_dir = \"{site}/state\"\nsite = \"here\"\n\n[vault]\nurl = \"{vault}\"\nencryption = \"none\"\n\n\
-             [policy]\ninterval = \"1s\"\n\n[[machine]]\nname = \"{MACHINE}\"\n\n  \
+             [policy]\ninterval = \"30s\"\n\n[[machine]]\nname = \"{MACHINE}\"\n\n  \
              [[machine.disk]]\n  name = \"disk\"\n  path = \"{site}/disk.img\"\n  listen = \"unix:{socket}\"\n",
             site = site.display(),
             vault = self.vault_url(),

@@ -16,7 +16,7 @@ pub fn people(report: &Report) -> String {
             output::word(&machine.health),
             machine.rpo_seconds.map_or_else(|| "no point yet".to_owned(), rpo),
             machine.point.clone().unwrap_or_else(|| "-".to_owned()),
-            machine.activity.clone(),
+            activity(machine),
         ];
         std::iter::once(first).chain(machine.disks.iter().map(disk))
     });
@@ -25,6 +25,14 @@ pub fn people(report: &Report) -> String {
         text.push_str(&trouble(machine));
     }
     text
+}
+
+fn activity(machine: &Machine) -> String {
+    match (machine.activity.as_str(), machine.sync_cause.as_str()) {
+        ("", _) => String::new(),
+        (activity, "") => activity.to_owned(),
+        (activity, cause) => format!("{activity} ({cause})"),
+    }
 }
 
 fn rpo(seconds: f64) -> String {

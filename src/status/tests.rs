@@ -8,7 +8,7 @@ use super::*;
 const STATUS: &str = r#"{"machine": "web1", "health": "normal", "cause": "", "remedy": "", "generation": 1,
     "head": null, "newest": null, "phase": "idle", "activity": "", "sync_cause": "", "next_retry": null,
     "interval_seconds": 30.0, "counts": {"puts": 0, "gets": 0, "lists": 0, "bytes_up": 0, "bytes_down": 0},
-    "points": 0, "paused": false,
+    "points": 0,
     "disks": [{"name": "root", "state": "initial", "size": 1000, "bytes_done": 400, "bytes_total": 1000,
                "dirty_bytes": 1, "log_bytes": 1}]}"#;
 
@@ -75,9 +75,21 @@ fn with_both_away_it_is_an_error() {
 }
 
 #[test]
-fn a_newest_point_older_than_an_hour_is_a_warning() {
+fn a_paused_machine_is_a_warning_with_the_way_on() {
+    let mut statuses = replication();
+    statuses[0].phase = Phase::Paused;
+    let report = merge(Ok(statuses), Ok(tracking()), Timestamp::now()).unwrap();
+    assert_eq!(report.machines[0].health, Health::Warning);
+    assert!(report.machines[0].remedy.contains("lifeboat resume"));
+}
+
+#[test]
+fn a_newest_point_that_is_an_hour_late_is_a_warning() {
     let mut statuses = replication();
     let now = Timestamp::now();
+    statuses[0].newest = Some(now - jiff::SignedDuration::from_mins(60));
+    let in_time = merge(Ok(statuses.clone()), Ok(tracking()), now).unwrap();
+    assert_eq!(in_time.machines[0].health, Health::Normal);
     statuses[0].newest = Some(now - jiff::SignedDuration::from_mins(61));
     let report = merge(Ok(statuses), Ok(tracking()), now).unwrap();
     assert_eq!(report.machines[0].health, Health::Warning);

@@ -18,20 +18,34 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 /// What to protect, and how; then [`Setup::create`].
 pub struct Setup {
     disks: Vec<(String, u64)>,
+    read_only: Vec<String>,
     interval: String,
     policy: String,
     tcp: bool,
 }
 
 impl Setup {
-    /// One machine without disks, whose points come only from `cut`.
+    /// One machine without disks, whose points come only from `cut`. Its log may grow beyond the small disks of tests,
+    /// so that an unlogged stretch is what a test asks for.
     pub fn new() -> Self {
-        Self { disks: Vec::new(), interval: "24h".into(), policy: String::new(), tcp: false }
+        Self {
+            disks: Vec::new(),
+            read_only: Vec::new(),
+            interval: "24h".into(),
+            policy: "log_limit = \"2 GiB\"\n".into(),
+            tcp: false,
+        }
     }
 
     /// Adds a sparse disk.
     pub fn disk(mut self, name: &str, size: u64) -> Self {
         self.disks.push((name.into(), size));
+        self
+    }
+
+    /// Serves a disk read-only.
+    pub fn read_only(mut self, name: &str) -> Self {
+        self.read_only.push(name.into());
         self
     }
 
@@ -69,7 +83,8 @@ impl Setup {
             } else {
                 Target::unix(home.join(format!("{name}.sock")), &export)
             };
-            disks.push(Disk { name, size, image, target });
+            let read_only = self.read_only.contains(&name);
+            disks.push(Disk { name, size, image, target, read_only });
         }
         let mut lifeboat = Lifeboat {
             config: home.join("lifeboat.toml"),
@@ -94,6 +109,7 @@ pub struct Disk {
     pub size: u64,
     pub image: PathBuf,
     pub target: Target,
+    pub read_only: bool,
 }
 
 /// A recovery point, as `points --json` shows it.
@@ -138,6 +154,9 @@ impl Lifeboat {
             let (name, image) = (&disk.name, disk.image.display());
             write!(text, "[[machine.disk]]\nname = \"{name}\"\npath = \"{image}\"\nlisten = \"{listen}\"\n")
                 .expect("text");
+            if disk.read_only {
+                text.push_str("read_only = true\n");
+            }
         }
         std::fs::write(&self.config, text).expect("a configuration");
     }

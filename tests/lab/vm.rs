@@ -37,15 +37,22 @@ pub fn available() -> bool {
 impl Vm {
     /// Boots a guest with `disks` as /dev/vda, /dev/vdb … and waits for its shell.
     pub fn boot(disks: &[Target]) -> Self {
-        let kit = super::folder().join("vm");
-        let mut command = tool("qemu-system-x86_64");
-        command.args(["-accel", "tcg", "-nographic", "-no-reboot", "-m", "512", "-nic", "none"]);
-        command.arg("-kernel").arg(kit.join("vmlinuz")).arg("-initrd").arg(kit.join("initramfs.gz"));
-        command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+        let mut command = machine();
         for (n, disk) in disks.iter().enumerate() {
             command.arg("-blockdev").arg(blockdev(&format!("n{n}"), disk));
             command.args(["-device", &format!("virtio-blk-pci,drive=n{n}")]);
         }
+        Self::start(command)
+    }
+
+    /// Boots a guest whose /dev/vda is `disk`, every read compared with the file `reference`: a difference ends QEMU.
+    pub fn boot_verified(disk: &Target, reference: &std::path::Path) -> Self {
+        let mut command = machine();
+        command.arg("-blockdev").arg(blockdev("test", disk));
+        let file = format!("driver=file,node-name=file,filename={}", reference.display());
+        command.args(["-blockdev", &file, "-blockdev", "driver=raw,node-name=raw,file=file"]);
+        command.args(["-blockdev", "driver=blkverify,node-name=n0,raw=raw,test=test"]);
+        command.args(["-device", "virtio-blk-pci,drive=n0"]);
         Self::start(command)
     }
 
@@ -128,6 +135,15 @@ impl Drop for Vm {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
+}
+
+fn machine() -> Command {
+    let kit = super::folder().join("vm");
+    let mut command = tool("qemu-system-x86_64");
+    command.args(["-accel", "tcg", "-nographic", "-no-reboot", "-m", "512", "-nic", "none"]);
+    command.arg("-kernel").arg(kit.join("vmlinuz")).arg("-initrd").arg(kit.join("initramfs.gz"));
+    command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+    command
 }
 
 /// QEMU's options for one export, with the reconnection that documents advise.

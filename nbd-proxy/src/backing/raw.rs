@@ -38,6 +38,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whether it was changed after `time`, in seconds of the Unix epoch, as far as that can be told.
+    pub fn changed_after(&self, time: i64) -> bool {
+        self.ctime > time
+    }
+
     /// Whether it is the same file or device, of the same size, whatever was written to it.
     pub fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode, self.size) == (other.device, other.inode, other.size)
@@ -127,7 +132,11 @@ impl RawDisk {
             return write_all_vectored_at(&self.file, slices, offset).map(drop);
         }
         self.sync.check()?;
-        self.write_durably(slices, offset).inspect_err(|_| self.sync.fail())
+        self.write_durably(slices, offset).inspect_err(|error| {
+            if !is_refusal(error) {
+                self.sync.fail();
+            }
+        })
     }
 
     fn write_durably(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
@@ -279,7 +288,8 @@ impl BlockDevice for RawDisk {
         let able = if mode.punch { self.punch } else { self.zero_range };
         let made = if able { self.fallocate(flags, offset, len) } else { Err(Errno::OPNOTSUPP.into()) };
         match made {
-            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) && !mode.fast => {
+            // A block device also refuses (EINVAL) ranges that are not aligned to its sectors.
+            Err(error) if is_one_of(&error, &[Errno::OPNOTSUPP, Errno::INVAL]) && !mode.fast => {
                 self.write_zeroes(offset, len)?;
             }
             other => other?,
@@ -334,6 +344,15 @@ impl BlockDevice for RawDisk {
         let len = std::num::NonZeroU64::new(len);
         rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::WillNeed).map_err(io::Error::from)
     }
+}
+
+/// Whether a durable write was refused as a write, rather than lost by a sync: that ends nothing for others.
+fn is_refusal(error: &io::Error) -> bool {
+    is_one_of(error, &[Errno::NOSPC, Errno::DQUOT, Errno::FBIG, Errno::INVAL])
+}
+
+fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
+    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Joins adjacent extents of one status, which a change between two looks can leave.
