@@ -22,8 +22,12 @@ pub(super) fn translate(what: &str, url: &str, name: &str, error: object_store::
         }
         E::AlreadyExists { .. } | E::Precondition { .. } => Verdict(Kind::Exists, ""),
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => denied(&text),
-        E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. } => Verdict(Kind::InvalidInput, ""),
-        E::UnknownConfigurationKey { .. } => Verdict(Kind::InvalidInput, "remove it from the vault's options"),
+        E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. } => {
+            Verdict(Kind::InvalidInput, "")
+        }
+        E::UnknownConfigurationKey { .. } => {
+            Verdict(Kind::InvalidInput, "remove it from the vault's options")
+        }
         _ => local(&error).unwrap_or_else(|| generic(&text)),
     };
     let object = if verdict == Verdict::NO_CONTAINER { url } else { name };
@@ -41,9 +45,14 @@ impl Verdict {
 }
 
 fn missing_container(text: &str) -> bool {
-    ["NoSuchBucket", "ContainerNotFound", "specified container does not exist", "specified bucket does not exist"]
-        .iter()
-        .any(|sign| text.contains(sign))
+    [
+        "NoSuchBucket",
+        "ContainerNotFound",
+        "specified container does not exist",
+        "specified bucket does not exist",
+    ]
+    .iter()
+    .any(|sign| text.contains(sign))
 }
 
 fn denied(text: &str) -> Verdict {
@@ -76,16 +85,26 @@ fn local(error: &object_store::Error) -> Option<Verdict> {
     None
 }
 
+/// Where a host of the cloud gets credentials of its own: asked when the operator gave none.
+const HOST_CREDENTIALS: &[&str] = &["169.254.169.254", "metadata.google", "api/token"];
+
 fn generic(text: &str) -> Verdict {
     let says = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
     if says(&["416 ", "InvalidRange", "Requested range was invalid", "Out of range of file"]) {
         return Verdict(Kind::Corrupt, "the object is shorter than what was written");
     }
-    if says(&["UnknownIssuer", "invalid peer certificate", "certificate verify failed", "InvalidCertificate"]) {
-        return Verdict(Kind::Denied, "name the CA that signed the store's certificate as ca_file");
+    if says(&["UnknownIssuer", "invalid peer certificate", "certificate verify failed", "InvalidCertificate"])
+    {
+        return Verdict(
+            Kind::Denied,
+            "name the authority that signed the store's certificate: ca_file in [vault], or --ca-file",
+        );
     }
-    if says(&["169.254.169.254", "metadata.google", "api/token"]) {
-        return Verdict(Kind::Denied, "no credentials were given and this host has none of its own");
+    if says(HOST_CREDENTIALS) {
+        return Verdict(
+            Kind::Denied,
+            "set the AWS_* or AZURE_* variables that hold them, or [vault.options]",
+        );
     }
     if says(&["InvalidBucketName", "InvalidResourceName", "InvalidUri", "AuthorizationHeaderMalformed"]) {
         return Verdict(Kind::InvalidInput, "check the vault's url, region and endpoint");
@@ -113,7 +132,8 @@ fn chain(error: &object_store::Error) -> String {
     text
 }
 
-/// Stores answer with pages of XML: the code and message in it are enough for people.
+/// Stores answer with pages of XML, and the library below tells the story of its retries: the code and message of the
+/// one, the request and the last cause of the other are enough for people.
 fn shorten(text: &str) -> String {
     let field = |name: &str| {
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
@@ -122,10 +142,28 @@ fn shorten(text: &str) -> String {
     let short = match (field("Code"), field("Message")) {
         (Some(code), Some(message)) => format!("the store says {code}: {message}"),
         (Some(code), None) => format!("the store says {code}"),
-        _ => text.split_whitespace().collect::<Vec<_>>().join(" "),
+        _ if HOST_CREDENTIALS.iter().any(|sign| text.contains(sign)) => {
+            "no credentials were given, and this host has none of its own".to_owned()
+        }
+        _ => request(text).unwrap_or_else(|| text.split_whitespace().collect::<Vec<_>>().join(" ")),
     };
     match short.char_indices().nth(400) {
         Some((at, _)) => format!("{}…", &short[..at]),
         None => short,
     }
 }
+
+/// "… Error performing GET https://host/object in 3s, after 2 retries, … - HTTP error: … (Connect): cause" as
+/// "GET https://host/object: cause"; nothing if the text is of another form.
+fn request(text: &str) -> Option<String> {
+    let (_, story) = text.split_once("Error performing ")?;
+    let (request, rest) = story.split_once(" in ")?;
+    let (_, cause) = rest.split_once(" - ")?;
+    let noise =
+        ["HTTP error: ", "error sending request: ", "client error (Connect): ", "tcp connect error: "];
+    let cause = noise.iter().fold(cause, |cause, noise| cause.strip_prefix(noise).unwrap_or(cause));
+    Some(format!("{request}: {}", cause.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+#[cfg(test)]
+mod tests;
