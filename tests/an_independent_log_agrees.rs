@@ -7,7 +7,7 @@
 
 mod lab;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -62,6 +62,8 @@ fn request(random: &mut Random) -> String {
     }
 }
 
+const PROMPT: &str = "qemu-io> ";
+
 /// An interactive qemu-io: a line in, and its answer before the next.
 struct QemuIo {
     process: Child,
@@ -78,30 +80,34 @@ impl QemuIo {
         let mut process =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|error| panic!("qemu-io: {error}"));
         let (sender, answers) = channel();
-        let output = BufReader::new(process.stdout.take().expect("its output"));
+        let mut output = process.stdout.take().expect("its output");
         std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
+            let (mut said, mut buf) = (String::new(), [0; 4096]);
+            while let Ok(len @ 1..) = output.read(&mut buf) {
+                said.push_str(&String::from_utf8_lossy(&buf[..len]));
+                while let Some((answer, rest)) = said.split_once(PROMPT) {
+                    if sender.send(answer.to_owned()).is_err() {
+                        return;
+                    }
+                    said = rest.to_owned();
                 }
             }
         });
         let input = process.stdin.take();
-        Self { process, input, answers }
+        let client = Self { process, input, answers };
+        client.answer();
+        client
     }
 
-    /// A flush says nothing, so each command is followed by one that speaks.
+    /// What it said until it asked for more.
+    fn answer(&self) -> String {
+        self.answers.recv_timeout(Duration::from_secs(60)).expect("an answer of qemu-io")
+    }
+
     fn command(&mut self, line: &str) {
-        let input = self.input.as_mut().expect("its input");
-        write!(input, "{line}\nlength\n").expect("a listening qemu-io");
-        let done = format!("{} MiB", SIZE / MIB);
-        loop {
-            let said = self.answers.recv_timeout(Duration::from_secs(60)).expect("an answer of qemu-io");
-            assert!(!said.contains("failed") && !said.contains("rror"), "{line}: {said}");
-            if said.ends_with(&done) {
-                return;
-            }
-        }
+        writeln!(self.input.as_mut().expect("its input"), "{line}").expect("a listening qemu-io");
+        let said = self.answer();
+        assert!(!said.contains("failed") && !said.contains("rror"), "{line}: {said}");
     }
 
     fn end(mut self) {

@@ -1,7 +1,7 @@
 //! Processes that a test starts, and how each of them ends.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -105,11 +105,10 @@ pub struct Shared {
 }
 
 const SUPERVISOR: &str = r#"
-exec 3<&0 4>&1
-"$@" </dev/null >>"$LOG" 2>&1 3<&- 4>&- &
+exec 3<&0
+"$@" </dev/null >>"$LOG" 2>&1 3<&- &
 child=$!
-echo "$child" >&4
-exec 4>&-
+echo "$child"
 read -r _ <&3
 kill -9 "$child"
 wait "$child" 2>/dev/null
@@ -130,8 +129,8 @@ impl Shared {
             .spawn()
             .expect("a supervisor");
         let mut text = String::new();
-        let mut out = child.stdout.take().expect("the supervisor's output");
-        out.read_to_string(&mut text).expect("the process id");
+        let out = child.stdout.take().expect("the supervisor's output");
+        BufReader::new(out).read_line(&mut text).expect("the process id");
         let pid = text.trim().parse().expect("a process id");
         Self { child, pid }
     }

@@ -71,11 +71,11 @@ fn add(runs: &mut Vec<Run>, map: &BlockMap, delta: usize, number: usize, piece: 
     let needed = index.frame_at(piece.at)..index.frame_at(piece.at + piece.len - 1) + 1;
     for frame in needed {
         let end = frames[frame].offset + u64::from(frames[frame].len);
-        let last = runs.last_mut().filter(|run| {
+        let last = runs.last_mut().filter(|run| run.delta == delta).filter(|run| {
             let first = &frames[run.frames.start];
             let gap_start = frames[run.frames.end - 1].offset + u64::from(frames[run.frames.end - 1].len);
             let near = frames[frame].offset.saturating_sub(gap_start) <= GAP_MAX;
-            run.delta == delta && near && end - first.offset <= RUN_MAX
+            near && end - first.offset <= RUN_MAX
         });
         match last {
             Some(run) => {
