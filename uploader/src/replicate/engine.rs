@@ -391,8 +391,8 @@ impl Work<'_> {
             status.head = state.point;
             status.newest = state.time;
             status.counts = counts;
-            let causes = state.sync.iter().flat_map(|sync| &sync.disks).map(|disk| disk.cause.as_str());
-            status.sync_cause = causes.last().unwrap_or_default().to_owned();
+            let mut causes = state.sync.iter().flat_map(|sync| &sync.disks).map(|disk| disk.cause.as_str());
+            status.sync_cause = causes.next_back().unwrap_or_default().to_owned();
         });
     }
 }
