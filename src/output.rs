@@ -136,6 +136,7 @@ impl Bar {
         bar.inc(done.saturating_sub(before));
         if done >= total {
             bar.set_message("writing down and checking");
+            bar.force_draw();
         }
     }
 
