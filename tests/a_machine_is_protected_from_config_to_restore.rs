@@ -238,7 +238,11 @@ fn a_resync_keeps_every_point_and_ends_in_an_exact_one() {
     let early = site.run(&["wait", "web1", "--for", "protected", "--timeout", "0s"]);
     assert!(early.code == 0 || early.stderr.contains("root is resync"), "{}", early.stderr);
     if early.code == 0 {
-        assert_eq!(site.ok(&["jobs", "--json"]).json()["jobs"][0]["kind"], "resync", "the old state was seen");
+        assert_eq!(
+            site.ok(&["jobs", "--json"]).json()["jobs"][0]["kind"],
+            "resync",
+            "the old state was seen"
+        );
     }
     write(&site, "root", 1 << 20, 2);
     site.ok(&["wait", "web1", "--for", "protected", "--timeout", "60s"]);

@@ -39,7 +39,8 @@ fn sources(wanted: impl Fn(&str) -> bool) -> Vec<Source> {
         walk(root(), &mut found);
         found
     };
-    let read = |path: String| Source { text: std::fs::read_to_string(root().join(&path)).unwrap_or_default(), path };
+    let read =
+        |path: String| Source { text: std::fs::read_to_string(root().join(&path)).unwrap_or_default(), path };
     let sources: Vec<Source> = names.into_iter().filter(|name| wanted(name)).map(read).collect();
     assert!(!sources.is_empty(), "found no source to look at");
     sources
@@ -65,7 +66,8 @@ fn rust() -> Vec<Source> {
 
 fn is_test(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    let in_folder = path.split('/').any(|part| matches!(part, "tests" | "testing" | "benches" | "examples" | "fuzz"));
+    let in_folder =
+        path.split('/').any(|part| matches!(part, "tests" | "testing" | "benches" | "examples" | "fuzz"));
     in_folder || name == "tests.rs" || name == "testing.rs" || name.ends_with("_tests.rs")
 }
 
@@ -77,13 +79,21 @@ fn fail(rule: &str, found: &[String]) {
 #[test]
 fn layers_import_downwards_only() {
     let banned: [(&str, &[&str]); 3] = [
-        ("nbd-proxy/src/", &["uploader::", "lifeboat::", "object_store::", "clap::", "toml::", "axum::", "anyhow::"]),
-        ("uploader/src/", &["lifeboat::", "clap::", "toml::", "axum::", "anyhow::", "nbd_proxy::nbd", "nbd_proxy::server"]),
+        (
+            "nbd-proxy/src/",
+            &["uploader::", "lifeboat::", "object_store::", "clap::", "toml::", "axum::", "anyhow::"],
+        ),
+        (
+            "uploader/src/",
+            &["lifeboat::", "clap::", "toml::", "axum::", "anyhow::", "nbd_proxy::nbd", "nbd_proxy::server"],
+        ),
         ("src/", &["object_store::", "nbd_proxy::nbd::"]),
     ];
     let mut found = Vec::new();
     for source in rust() {
-        let Some((_, words)) = banned.iter().find(|(layer, _)| source.path.starts_with(layer)) else { continue };
+        let Some((_, words)) = banned.iter().find(|(layer, _)| source.path.starts_with(layer)) else {
+            continue;
+        };
         for (n, line) in code_lines(&source.text) {
             let named = |word: &&str| {
                 line.match_indices(*word).any(|(at, _)| {
@@ -91,7 +101,9 @@ fn layers_import_downwards_only() {
                     !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
                 })
             };
-            found.extend(words.iter().copied().filter(named).map(|word| format!("{}:{n} names {word}", source.path)));
+            found.extend(
+                words.iter().copied().filter(named).map(|word| format!("{}:{n} names {word}", source.path)),
+            );
         }
     }
     fail("a layer knows what it must not", &found);
@@ -107,7 +119,8 @@ fn manifests_depend_downwards_only() {
     for (path, names) in banned {
         let text = std::fs::read_to_string(root().join(path)).expect("a manifest");
         let depends = |name: &&str| {
-            text.lines().any(|line| line.split(['.', ' ', '=']).next() == Some(*name) && !line.starts_with("name"))
+            text.lines()
+                .any(|line| line.split(['.', ' ', '=']).next() == Some(*name) && !line.starts_with("name"))
         };
         found.extend(names.iter().copied().filter(depends).map(|name| format!("{path} depends on {name}")));
     }
@@ -125,7 +138,9 @@ fn files_stay_short() {
 fn functions_fit_a_screen() {
     let mut found = Vec::new();
     for source in rust() {
-        found.extend(long_functions(&source.text).map(|(n, len)| format!("{}:{n} has {len} lines", source.path)));
+        found.extend(
+            long_functions(&source.text).map(|(n, len)| format!("{}:{n} has {len} lines", source.path)),
+        );
     }
     fail(&format!("a function of more than {FUNCTION_MAX} lines"), &found);
 }
@@ -150,7 +165,9 @@ fn long_functions(text: &str) -> impl Iterator<Item = (usize, usize)> {
 
 fn is_function(line: &str) -> bool {
     let mut words = line.split_whitespace();
-    let modifier = |word: &str| matches!(word, "pub" | "const" | "async" | "unsafe" | "extern") || word.starts_with("pub(");
+    let modifier = |word: &str| {
+        matches!(word, "pub" | "const" | "async" | "unsafe" | "extern") || word.starts_with("pub(")
+    };
     words.find(|word| !modifier(word)) == Some("fn") && !line.ends_with(';')
 }
 
@@ -165,12 +182,24 @@ fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 #[test]
 fn nothing_panics_by_convenience() {
-    let words = [".unwrap()", ".expect(", "panic!(", "unreachable!(", concat!("to", "do!("), concat!("unimple", "mented!(")];
+    let words = [
+        ".unwrap()",
+        ".expect(",
+        "panic!(",
+        "unreachable!(",
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+    ];
     let mut found = Vec::new();
     for source in rust().iter().filter(|source| !is_test(&source.path)) {
         let production = source.text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         for (n, line) in code_lines(production) {
-            found.extend(words.iter().filter(|word| line.contains(**word)).map(|word| format!("{}:{n} {word}", source.path)));
+            found.extend(
+                words
+                    .iter()
+                    .filter(|word| line.contains(**word))
+                    .map(|word| format!("{}:{n} {word}", source.path)),
+            );
         }
     }
     fail("a panic outside tests: return an error, or say by the types that it cannot be", &found);
@@ -283,8 +312,13 @@ fn the_rules_see_what_they_look_for() {
     let long = format!("fn long() {{\n{}}}\n", "    line();\n".repeat(FUNCTION_MAX));
     assert_eq!(long_functions(&long).collect::<Vec<_>>(), [(1, FUNCTION_MAX + 2)]);
     assert_eq!(long_functions("pub(crate) async fn short() {\n}\n").count(), 0);
-    assert!(is_function("pub const fn f() {") && !is_function("fn declared();") && !is_function("let fn_ = 1;"));
-    assert!(holds_word(concat!("// TO", "DO: this"), concat!("TO", "DO")) && !holds_word("mktemp a.XXXXXX", concat!("XX", "X")));
+    assert!(
+        is_function("pub const fn f() {") && !is_function("fn declared();") && !is_function("let fn_ = 1;")
+    );
+    assert!(
+        holds_word(concat!("// TO", "DO: this"), concat!("TO", "DO"))
+            && !holds_word("mktemp a.XXXXXX", concat!("XX", "X"))
+    );
     assert_eq!(code_lines("a(); // b\n// c\n").collect::<Vec<_>>(), [(1, "a(); ")]);
     assert!(is_test("a/tests.rs") && is_test("tests/lab/mod.rs") && !is_test("src/contests.rs"));
     let source = Source { path: "tests/p.rs".into(), text: "#[test]\nfn holds() {}\n".into() };

@@ -22,6 +22,7 @@ pub mod journal;
 pub mod state;
 pub mod status;
 
+mod context;
 mod engine;
 mod ship;
 mod sync;
@@ -197,7 +198,8 @@ impl Handle {
     }
 
     fn ended(&self) -> Error {
-        Error::new(Kind::NotReady, &*self.machine, "replication is not running").remedy("is the uploader running?")
+        Error::new(Kind::NotReady, &*self.machine, "replication is not running")
+            .remedy("is the uploader running?")
     }
 }
 

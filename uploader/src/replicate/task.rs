@@ -69,7 +69,9 @@ impl Task {
     async fn wait(&mut self, commands: &mut mpsc::Receiver<Command>) -> Event {
         loop {
             let due = match &self.mode {
-                Mode::Running(due) if self.engine.has_waiters() && self.failures == 0 => (*due).min(Instant::now()),
+                Mode::Running(due) if self.engine.has_waiters() && self.failures == 0 => {
+                    (*due).min(Instant::now())
+                }
                 Mode::Running(due) => *due,
                 // Far enough: only a command changes these.
                 _ => Instant::now() + Duration::from_secs(3600),
@@ -119,10 +121,7 @@ impl Task {
         self.failures = 0;
         self.reloaded = false;
         self.engine.show(|status| {
-            status.health = Health::Normal;
-            status.cause.clear();
-            status.remedy.clear();
-            status.next_retry = None;
+            status.well();
             status.phase = Phase::Idle;
             status.activity.clear();
         });
@@ -135,7 +134,6 @@ impl Task {
         if !error.is_transient() && !reload {
             tracing::error!(%machine, %error, "replication stopped");
             let state = if error.kind == Kind::Fenced { DiskState::Fenced } else { DiskState::Failed };
-            self.engine.refuse_waiters(&error);
             self.engine.show(|status| {
                 status.health = Health::Critical;
                 status.cause = format!("{}: {}", error.object, error.message);
@@ -145,6 +143,7 @@ impl Task {
                 status.next_retry = None;
                 status.all_disks(state);
             });
+            self.engine.refuse_waiters(&error);
             self.mode = Mode::Stopped(error);
             return;
         }
@@ -194,7 +193,6 @@ impl Task {
     }
 
     fn pause(&mut self) {
-        self.engine.refuse_waiters(&paused(&self.engine.settings().machine));
         self.mode = Mode::Paused;
         self.engine.show(|status| {
             status.phase = Phase::Paused;
@@ -202,6 +200,7 @@ impl Task {
             status.next_retry = None;
             status.all_disks(DiskState::Paused);
         });
+        self.engine.refuse_waiters(&paused(&self.engine.settings().machine));
     }
 
     fn go_on(&mut self) {

@@ -2,7 +2,6 @@ mod basics;
 mod errors;
 mod oracle;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +29,12 @@ async fn every_point_is_exact(vault: &Vault, rig: &Rig) -> usize {
     for point in &points {
         let held = &cuts[&point.time];
         let shown = testing::contents(vault, "m", point.id).await.unwrap();
-        assert_eq!(shown.keys().collect::<Vec<_>>(), held.keys().collect::<Vec<_>>(), "disks of {}", point.id);
+        assert_eq!(
+            shown.keys().collect::<Vec<_>>(),
+            held.keys().collect::<Vec<_>>(),
+            "disks of {}",
+            point.id
+        );
         for (name, bytes) in held {
             let wrong = bytes.iter().zip(&shown[name]).position(|(a, b)| a != b);
             assert_eq!(wrong, None, "{} of {name} differs at this byte", point.id);

@@ -90,7 +90,7 @@ const HOST_CREDENTIALS: &[&str] = &["169.254.169.254", "metadata.google", "api/t
 
 fn generic(text: &str) -> Verdict {
     let says = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
-    if says(&["416 ", "InvalidRange", "Requested range was invalid", "Out of range of file"]) {
+    if says(&["416 ", "InvalidRange", "range was invalid", "but object was only", "Out of range of file"]) {
         return Verdict(Kind::Corrupt, "the object is shorter than what was written");
     }
     if says(&["UnknownIssuer", "invalid peer certificate", "certificate verify failed", "InvalidCertificate"])

@@ -3,17 +3,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use object_store::memory::InMemory;
 
 use super::*;
-use crate::testing::{Fault, Faulty, vault_in};
+use crate::testing::{Ask, Fault, Faulty, vault_in};
 
 const MIB: u64 = 1 << 20;
 
 /// A vault whose line, and only that, is disturbed.
-async fn disturbed(plan: impl Fn(u64, &str) -> Fault + Send + std::marker::Sync + 'static) -> Vault {
+async fn disturbed(plan: impl Fn(Ask, &str) -> Fault + Send + std::marker::Sync + 'static) -> Vault {
     let memory = Arc::new(InMemory::new());
     vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
-    vault_in(Faulty::new(memory, move |number, key| {
-        if key.starts_with("machines/") { plan(number, key) } else { Fault::None }
-    }))
+    vault_in(Faulty::new(
+        memory,
+        move |_, ask, key| {
+            if key.starts_with("machines/") { plan(ask, key) } else { Fault::None }
+        },
+    ))
     .await
 }
 
@@ -23,15 +26,14 @@ async fn a_store_that_fails_for_a_while_only_costs_time() {
     rig.churn(10);
     let failures = Arc::new(AtomicU64::new(7));
     let left = Arc::clone(&failures);
-    let vault = disturbed(move |_, _| {
-        match left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
-            Ok(_) => Fault::Before,
-            Err(_) => Fault::None,
-        }
+    let vault = disturbed(move |_, _| match left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+        Ok(_) => Fault::Before,
+        Err(_) => Fault::None,
     })
     .await;
     let handle = start_on(&rig, &vault);
-    wait_for(&handle, "warned", |status| status.health == Health::Warning && status.next_retry.is_some()).await;
+    wait_for(&handle, "warned", |status| status.health == Health::Warning && status.next_retry.is_some())
+        .await;
     wait_for(&handle, "well again", |status| status.health == Health::Normal && status.points > 0).await;
     assert_eq!(failures.load(SeqCst), 0);
     every_point_is_exact(&vault, &rig).await;
@@ -43,9 +45,9 @@ async fn an_entry_whose_reply_was_lost_is_adopted() {
     rig.churn(10);
     let lose = Arc::new(AtomicBool::new(false));
     let losing = Arc::clone(&lose);
-    let vault = disturbed(move |_, key| {
-        // The reply to the next write of an entry is lost; its reading works.
-        if key.contains("/line/") && losing.swap(false, SeqCst) { Fault::After } else { Fault::None }
+    let vault = disturbed(move |ask, key| {
+        let entry = ask == Ask::Put && key.contains("/line/");
+        if entry && losing.swap(false, SeqCst) { Fault::After } else { Fault::None }
     })
     .await;
     let handle = start_on(&rig, &vault);
@@ -62,8 +64,7 @@ async fn what_no_retry_can_mend_stops_and_resume_goes_on() {
     let rig = Rig::new(&[("a", MIB)], 13);
     let deny = Arc::new(AtomicBool::new(true));
     let denying = Arc::clone(&deny);
-    let vault =
-        disturbed(move |_, _| if denying.load(SeqCst) { Fault::Denied } else { Fault::None }).await;
+    let vault = disturbed(move |_, _| if denying.load(SeqCst) { Fault::Denied } else { Fault::None }).await;
     let handle = start_on(&rig, &vault);
     let error = handle.cut().await.unwrap_err();
     assert_eq!(error.kind, Kind::Denied);

@@ -10,7 +10,7 @@ const MIB: u64 = 1 << 20;
 /// Seeds to run; the environment's long form is for soaking.
 fn seeds() -> std::ops::Range<u64> {
     let count = std::env::var("LIFEBOAT_SEEDS").ok().and_then(|count| count.parse().ok());
-    0..count.unwrap_or(12)
+    0..count.unwrap_or(6)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,25 +39,30 @@ async fn points_cut_under_load_are_exact() {
 async fn an_uploader_killed_at_any_request_goes_on() {
     for seed in seeds() {
         println!("seed {seed}");
-        let rig = Rig::new(&[("a", 2 * MIB), ("b", MIB / 2)], seed);
+        let rig = Rig::new(&[("a", MIB), ("b", MIB / 4)], seed);
         rig.churn(20);
         rig.write_between(true);
         let memory = Arc::new(InMemory::new());
         let clean = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
         let mut random = Random::new(seed + 1000);
-        for life in 0..25 {
+        for life in 0..15 {
             // Each life ends at one request, which may or may not have happened.
             let last = random.below(8);
             let fault = if random.below(2) == 0 { Fault::HangBefore } else { Fault::HangAfter };
-            let faulty = Faulty::new(Arc::clone(&memory), move |number, _| {
-                if number > last { fault } else { Fault::None }
-            });
+            let faulty = Faulty::new(
+                Arc::clone(&memory),
+                move |number, _, _| {
+                    if number > last { fault } else { Fault::None }
+                },
+            );
             let opened = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
             let vault = Vault { store: crate::store::Store::new(faulty.clone(), "memory://test"), ..opened };
             let mut settings = rig.settings();
             settings.interval = Duration::from_millis(1 + random.below(4));
             let handle = start(settings, rig.clone(), connect(&vault));
-            tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified()).await.expect("a last request");
+            tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified())
+                .await
+                .expect("a last request");
             handle.stop().await;
             if life % 7 == 6 {
                 rig.kill_proxy();
