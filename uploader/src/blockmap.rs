@@ -106,7 +106,10 @@ pub async fn load(vault: &Vault, machine: &str, point: PointId, disks: &[String]
 }
 
 async fn assemble(
-    vault: &Vault, header: Header, disks: Vec<PointDisk>, mut found: Vec<Ancestor>,
+    vault: &Vault,
+    header: Header,
+    disks: Vec<PointDisk>,
+    mut found: Vec<Ancestor>,
 ) -> Result<BlockMap> {
     found.reverse();
     let mut bases = BTreeMap::new();
@@ -136,7 +139,8 @@ async fn assemble(
 fn disk_map(deltas: &[DeltaReader], base: usize, disk: PointDisk) -> Result<DiskMap> {
     let mut map = IntervalMap::default();
     for (number, reader) in deltas.iter().enumerate().skip(base) {
-        let delta = u32::try_from(number).map_err(|_| Error::corrupt(reader.name(), "the chain has no end"))?;
+        let delta =
+            u32::try_from(number).map_err(|_| Error::corrupt(reader.name(), "the chain has no end"))?;
         for extent in reader.index.extents(&disk.name) {
             // An earlier, larger size of the disk may have left changes past today's end.
             let len = extent.len.min(disk.size.saturating_sub(extent.offset));
@@ -206,7 +210,11 @@ impl<'a> Chain<'a> {
             Some(other) => {
                 Err(Error::corrupt(name, format!("is entry {}, where point {id} must be", other.header.id())))
             }
-            None => Err(Error::new(Kind::NotFound, name, format!("cannot read point {id}: there is no such entry"))),
+            None => Err(Error::new(
+                Kind::NotFound,
+                name,
+                format!("cannot read point {id}: there is no such entry"),
+            )),
         }
     }
 
@@ -216,7 +224,10 @@ impl<'a> Chain<'a> {
         let name = self.vault.store.name_of(&key);
         let entry = point::decode(&name, &bytes)?;
         if entry.header.machine != self.machine || entry.header.number != number {
-            return Err(Error::corrupt(name, "is the entry of another machine or number: objects were moved"));
+            return Err(Error::corrupt(
+                name,
+                "is the entry of another machine or number: objects were moved",
+            ));
         }
         let mut base = entry.embedded.start;
         let mut deltas = Vec::with_capacity(entry.deltas.len());
@@ -236,7 +247,8 @@ impl<'a> Chain<'a> {
         let start = usize::try_from(delta.index.offset).unwrap_or(usize::MAX).saturating_add(base);
         let len = usize::try_from(delta.index.len).unwrap_or(usize::MAX);
         let stored = entry.get(start..start.saturating_add(len));
-        let stored = stored.ok_or_else(|| Error::corrupt(self.vault.store.name_of(key), "its index lies outside"))?;
+        let stored =
+            stored.ok_or_else(|| Error::corrupt(self.vault.store.name_of(key), "its index lies outside"))?;
         let place = Place { key: key.to_owned(), base: base as u64 };
         let reader = DeltaReader::with_index(self.vault.store.clone(), place, &delta.index, stored)?;
         Ok(Found::Embedded(Box::new(reader)))

@@ -112,7 +112,9 @@ impl Packer<'_> {
                     let path = &disk.segments[index].path;
                     let file = match &mut files[index] {
                         Some(file) => file,
-                        none => none.insert(File::open(path).map_err(|e| Error::io("open the segment", path, e))?),
+                        none => {
+                            none.insert(File::open(path).map_err(|e| Error::io("open the segment", path, e))?)
+                        }
                     };
                     for start in (0..len).step_by(1 << 20) {
                         let size = usize::try_from((len - start).min(PIECE)).unwrap_or(usize::MAX);

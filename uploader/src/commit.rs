@@ -81,7 +81,10 @@ pub fn line(vault: &Vault, machine: &str) -> Line {
 
 /// Appends the entry that `header` describes, consisting of `deltas` and then `embedded`.
 pub async fn append(
-    line: &Line, header: Header, deltas: &[&Uploaded], embedded: Option<&Encoded>,
+    line: &Line,
+    header: Header,
+    deltas: &[&Uploaded],
+    embedded: Option<&Encoded>,
 ) -> Result<Outcome> {
     let mut header = header;
     let mut list: Vec<DeltaRef> = deltas.iter().map(|uploaded| uploaded.0.clone()).collect();

@@ -90,7 +90,8 @@ fn delta(object: &str, bytes: &[u8]) -> Result<DeltaSummary> {
     let (index_ref, index) = reader::check(object, bytes)?;
     let Index { frames, disks } = index;
     let summary = |(name, extents): (String, Vec<crate::delta::Extent>)| {
-        let sum = |data: bool| extents.iter().filter(|extent| extent.at.is_some() == data).map(|e| e.len).sum();
+        let sum =
+            |data: bool| extents.iter().filter(|extent| extent.at.is_some() == data).map(|e| e.len).sum();
         DiskChanges { name, extents: extents.len(), data: sum(true), zero: sum(false) }
     };
     Ok(DeltaSummary {
@@ -114,10 +115,20 @@ impl fmt::Display for Description {
 impl fmt::Display for DeltaSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "delta: {} bytes, {} frames holding {} raw bytes", self.size, self.frames, self.raw)?;
-        writeln!(f, "index: at {}, {} bytes, digest {}", self.index.offset, self.index.len, hex(&self.index.digest.0))?;
+        writeln!(
+            f,
+            "index: at {}, {} bytes, digest {}",
+            self.index.offset,
+            self.index.len,
+            hex(&self.index.digest.0)
+        )?;
         for disk in &self.disks {
             let (name, extents) = (&disk.name, disk.extents);
-            writeln!(f, "disk {name}: {extents} extents, {} data bytes, {} zero bytes", disk.data, disk.zero)?;
+            writeln!(
+                f,
+                "disk {name}: {extents} extents, {} data bytes, {} zero bytes",
+                disk.data, disk.zero
+            )?;
         }
         Ok(())
     }

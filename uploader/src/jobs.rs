@@ -78,14 +78,17 @@ impl Jobs {
 
     /// All records, newest first. A record that cannot be read is left out: it is no reason to hide the others.
     pub fn list(&self) -> Result<Vec<Job>> {
-        let entries = fs::read_dir(&self.folder).map_err(|e| Error::io("list job records", &self.folder, e))?;
+        let entries =
+            fs::read_dir(&self.folder).map_err(|e| Error::io("list job records", &self.folder, e))?;
         let mut jobs = Vec::new();
         for entry in entries {
             let path = entry.map_err(|e| Error::io("list job records", &self.folder, e))?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
                 match durable::read(&path)?.map(|bytes| serde_json::from_slice::<Job>(&bytes)) {
                     Some(Ok(job)) => jobs.push(job),
-                    Some(Err(e)) => tracing::info!(path = %path.display(), error = %e, "unreadable job record"),
+                    Some(Err(e)) => {
+                        tracing::info!(path = %path.display(), error = %e, "unreadable job record")
+                    }
                     None => {}
                 }
             }
@@ -99,7 +102,9 @@ impl Jobs {
         let path = self.path(id);
         let Some(bytes) = durable::read(&path)? else { return Ok(None) };
         let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Some).map_err(|e| Error::corrupt(path.display().to_string(), format!("no job record: {e}")))
+        parsed
+            .map(Some)
+            .map_err(|e| Error::corrupt(path.display().to_string(), format!("no job record: {e}")))
     }
 
     /// Begins a job.

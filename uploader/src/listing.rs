@@ -38,7 +38,8 @@ impl FromStr for PointName {
         }
         let time = || text.parse().map(Self::At);
         text.parse().map(Self::Id).or_else(|_| time()).map_err(|_| {
-            let remedy = "use an id as `lifeboat points` prints it, `latest`, or a time such as 2026-02-01T12:00:00Z";
+            let remedy =
+                "use an id as `lifeboat points` prints it, `latest`, or a time such as 2026-02-01T12:00:00Z";
             Error::new(Kind::InvalidInput, text, "names no point").remedy(remedy)
         })
     }

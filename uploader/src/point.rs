@@ -185,8 +185,10 @@ fn decode_prefix(bytes: &[u8]) -> Result<Prefix, &'static str> {
     list.copy_from_slice(&prefix[12..16]);
     embedded.copy_from_slice(&prefix[16..24]);
     let (header, list) = (u32::from_le_bytes(header).into(), u32::from_le_bytes(list).into());
-    let size = |n: u64| usize::try_from(n).ok().filter(|n| *n <= 1 << 40).ok_or("it states an impossible length");
-    let prefix = Prefix { header: size(header)?, list: size(list)?, embedded: size(u64::from_le_bytes(embedded))? };
+    let size =
+        |n: u64| usize::try_from(n).ok().filter(|n| *n <= 1 << 40).ok_or("it states an impossible length");
+    let prefix =
+        Prefix { header: size(header)?, list: size(list)?, embedded: size(u64::from_le_bytes(embedded))? };
     if prefix.header > HEADER_MAX { Err("it states an impossible length") } else { Ok(prefix) }
 }
 
@@ -200,7 +202,8 @@ pub fn header_end(object: &str, start: &[u8]) -> Result<usize> {
 pub fn decode_header(object: &str, start: &[u8]) -> Result<Header> {
     let corrupt = |what: &str| unreadable(object, what);
     let prefix = decode_prefix(start).map_err(corrupt)?;
-    let header = start.get(PREFIX_LEN..PREFIX_LEN + prefix.header).ok_or_else(|| corrupt("its header is cut off"))?;
+    let header =
+        start.get(PREFIX_LEN..PREFIX_LEN + prefix.header).ok_or_else(|| corrupt("its header is cut off"))?;
     if header_digest(&start[..32], header).0 != start[32..PREFIX_LEN] {
         return Err(corrupt("its header does not match its digest"));
     }

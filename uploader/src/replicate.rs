@@ -197,7 +197,8 @@ impl Handle {
     }
 
     fn ended(&self) -> Error {
-        Error::new(Kind::NotReady, &*self.machine, "replication is not running").remedy("is the uploader running?")
+        Error::new(Kind::NotReady, &*self.machine, "replication is not running")
+            .remedy("is the uploader running?")
     }
 }
 

@@ -107,7 +107,8 @@ pub async fn restore(vault: &Vault, request: &Request, progress: Progress) -> Re
     let outputs: Arc<Vec<Output>> = Arc::new(map.disks.iter().map(create).collect::<Result<_>>()?);
     write_all(Arc::new(map), Arc::clone(&outputs), total, progress).await?;
     let (force, checksum) = (request.force, request.checksum);
-    let publish = move || outputs.iter().map(|output| finish(output, force, checksum)).collect::<Result<Vec<_>>>();
+    let publish =
+        move || outputs.iter().map(|output| finish(output, force, checksum)).collect::<Result<Vec<_>>>();
     let disks = spawn_blocking(publish).await.map_err(panicked)??;
     Ok(Restored { point: point.id, time: point.time, disks })
 }
@@ -123,7 +124,12 @@ fn finish(output: &Output, force: bool, checksum: Checksum) -> Result<RestoredDi
     Ok(RestoredDisk { name: output.name.clone(), path: output.path.clone(), bytes: output.size, sha256 })
 }
 
-async fn write_all(map: Arc<BlockMap>, outputs: Arc<Vec<Output>>, total: u64, progress: Progress) -> Result<()> {
+async fn write_all(
+    map: Arc<BlockMap>,
+    outputs: Arc<Vec<Output>>,
+    total: u64,
+    progress: Progress,
+) -> Result<()> {
     let plan = Arc::new(Plan::new(&map));
     let done = Arc::new(AtomicU64::new(0));
     progress(0, total);

@@ -54,7 +54,10 @@ pub(crate) trait AnySource: Send + std::marker::Sync {
     fn release(&self, cut: Uuid) -> BoxFuture<'_, Result<()>>;
     fn begin_sync<'a>(&'a self, disk: &'a str, known: Option<Uuid>) -> BoxFuture<'a, Result<Sync>>;
     fn sync_extents<'a>(
-        &'a self, disk: &'a str, tracking: Uuid, from: u64,
+        &'a self,
+        disk: &'a str,
+        tracking: Uuid,
+        from: u64,
     ) -> BoxFuture<'a, Result<Vec<Extent>>>;
     fn read<'a>(&'a self, disk: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes>>;
     fn end_sync<'a>(&'a self, disk: &'a str, tracking: Uuid) -> BoxFuture<'a, Result<()>>;
@@ -78,7 +81,10 @@ impl<S: Source> AnySource for S {
     }
 
     fn sync_extents<'a>(
-        &'a self, disk: &'a str, tracking: Uuid, from: u64,
+        &'a self,
+        disk: &'a str,
+        tracking: Uuid,
+        from: u64,
     ) -> BoxFuture<'a, Result<Vec<Extent>>> {
         Source::sync_extents(self, disk, tracking, from).boxed()
     }

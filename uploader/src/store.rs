@@ -202,7 +202,8 @@ impl Store {
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
         self.counters.lists.fetch_add(1, Relaxed);
         let found = self.inner.list(Some(&Path::from(folder)));
-        let to_listed = |meta: object_store::ObjectMeta| Listed { key: meta.location.into(), size: meta.size };
+        let to_listed =
+            |meta: object_store::ObjectMeta| Listed { key: meta.location.into(), size: meta.size };
         let found: Vec<Listed> = match found.map_ok(to_listed).try_collect().await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) if self.is_folder() => Vec::new(),

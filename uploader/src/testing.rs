@@ -61,7 +61,9 @@ pub(crate) async fn vault_in(store: Arc<dyn object_store::ObjectStore>) -> Vault
 
 /// What `point` says of each disk, byte by byte, every frame verified.
 pub(crate) async fn contents(
-    vault: &Vault, machine: &str, point: PointId,
+    vault: &Vault,
+    machine: &str,
+    point: PointId,
 ) -> nbd_proxy::Result<BTreeMap<String, Vec<u8>>> {
     let map = blockmap::load(vault, machine, point, &[]).await?;
     let at = |n: u64| usize::try_from(n).unwrap();

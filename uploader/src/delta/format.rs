@@ -183,7 +183,10 @@ fn decode_extents(input: &mut Input<'_>, at: &mut u64) -> Result<Vec<Extent>, &'
         let (gap, tagged) = (input.number()?, input.number()?);
         let (len, zero) = (tagged >> 1, tagged & 1 == 1);
         let offset = end.checked_add(gap).ok_or("an extent lies past every disk's end")?;
-        end = offset.checked_add(len).filter(|end| *end <= END_MAX).ok_or("an extent lies past every disk's end")?;
+        end = offset
+            .checked_add(len)
+            .filter(|end| *end <= END_MAX)
+            .ok_or("an extent lies past every disk's end")?;
         if len == 0 {
             return Err("an extent is empty");
         }

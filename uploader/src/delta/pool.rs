@@ -73,7 +73,8 @@ impl Pool {
         for _ in 0..cores {
             let (jobs, todo) = sync_channel::<Vec<u8>>(AHEAD);
             let (done, results) = sync_channel(AHEAD);
-            let thread = thread::Builder::new().name("compress".to_owned()).spawn(move || work(&todo, &done))?;
+            let thread =
+                thread::Builder::new().name("compress".to_owned()).spawn(move || work(&todo, &done))?;
             self.workers.push(Worker { jobs: Some(jobs), results, thread: Some(thread) });
         }
         Ok(())

@@ -50,7 +50,8 @@ impl DeltaReader {
     pub async fn fetch(&self, frames: Range<usize>) -> Result<Bytes> {
         let run = &self.index.frames[frames];
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(Bytes::new()) };
-        let (start, end) = (self.place.base + first.offset, self.place.base + last.offset + u64::from(last.len));
+        let (start, end) =
+            (self.place.base + first.offset, self.place.base + last.offset + u64::from(last.len));
         self.store.get_range(&self.place.key, start..end).await
     }
 

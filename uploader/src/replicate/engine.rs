@@ -58,7 +58,10 @@ pub(super) struct Engine {
 
 impl Engine {
     pub fn new(
-        settings: Settings, source: Box<dyn AnySource>, connect: Connect, inbox: std::sync::Arc<Inbox>,
+        settings: Settings,
+        source: Box<dyn AnySource>,
+        connect: Connect,
+        inbox: std::sync::Arc<Inbox>,
         status: watch::Sender<Status>,
     ) -> Self {
         let last_cut = Instant::now();
@@ -239,7 +242,8 @@ impl Work<'_> {
     /// The tracking id under which `disk` is, or will be, exact.
     fn expected(&self, disk: &str) -> Option<(uuid::Uuid, u64)> {
         let state = &self.ready.state;
-        let syncing = state.sync.as_ref().and_then(|sync| sync.disks.iter().find(|planned| planned.name == disk));
+        let syncing =
+            state.sync.as_ref().and_then(|sync| sync.disks.iter().find(|planned| planned.name == disk));
         let known = || state.disks.get(disk).map(|known| (known.tracking, known.size));
         syncing.map(|planned| (planned.tracking, planned.size)).or_else(known)
     }
@@ -278,8 +282,7 @@ impl Work<'_> {
         let Some((uploaded, embedded)) = self.ship_closing(&cut).await? else { return Ok(false) };
         let copied = self.ready.journal.iter().flat_map(|journal| journal.deltas());
         let deltas: Vec<&Uploaded> = copied.chain(&uploaded).collect();
-        let header =
-            self.ctx.header(&self.ready.state, EntryKind::Crash, cut.time, self.disks_of(&cut));
+        let header = self.ctx.header(&self.ready.state, EntryKind::Crash, cut.time, self.disks_of(&cut));
         let outcome = commit::append(&self.ready.line, header, &deltas, embedded.as_ref()).await?;
         let synced = self.ready.state.sync.clone();
         match outcome {
@@ -370,10 +373,10 @@ impl Work<'_> {
         let (state, journal) = (&self.ready.state, self.ready.journal.as_ref());
         let counts = self.ctx.past + self.ready.vault.store.counts();
         let disks = info.disks.iter().map(|disk| {
-            let planned = state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
-            let copied = planned
-                .zip(journal)
-                .map_or(0, |(planned, journal)| journal.copied(planned.attempt).bytes);
+            let planned =
+                state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
+            let copied =
+                planned.zip(journal).map_or(0, |(planned, journal)| journal.copied(planned.attempt).bytes);
             DiskStatus {
                 name: disk.name.clone(),
                 state: planned.map_or(DiskState::Protected, |planned| disk_state(state, planned)),

@@ -148,7 +148,8 @@ fn parse(path: &Path, content: &[u8], id: Uuid) -> Result<Vec<Line>> {
     for (number, line) in content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).enumerate() {
         let parsed: Line = serde_json::from_slice(line).map_err(|e| {
             let message = format!("line {} cannot be understood: {e}", number + 1);
-            Error::corrupt(path.display().to_string(), message).remedy("`lifeboat resync` begins the copy again")
+            Error::corrupt(path.display().to_string(), message)
+                .remedy("`lifeboat resync` begins the copy again")
         })?;
         match parsed {
             Line::Sync(of) if of != id => return Ok(Vec::new()),

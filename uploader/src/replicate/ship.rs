@@ -1,7 +1,7 @@
 //! From the thread that packs to the vault: a few uploads at a time, accounted for in order.
 
-use futures_util::{FutureExt as _, StreamExt as _};
 use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use nbd_proxy::tracking::Cut;
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::mpsc;
@@ -29,7 +29,9 @@ pub(super) struct Target<'a> {
 impl Target<'_> {
     /// Uploads `first` and then whatever `packed` delivers; `done` sees each, in that order, once it is durable.
     pub async fn ship<T: Send>(
-        &self, first: Vec<(Encoded, T)>, packed: &mut mpsc::Receiver<(Encoded, T)>,
+        &self,
+        first: Vec<(Encoded, T)>,
+        packed: &mut mpsc::Receiver<(Encoded, T)>,
         mut done: impl FnMut(Uploaded, T) -> Result<()>,
     ) -> Result<()> {
         let upload = |(delta, tag): (Encoded, T)| {
@@ -67,9 +69,9 @@ impl<T: Send + 'static> Packing<T> {
     /// How the packing ended.
     pub async fn end(self) -> Result<()> {
         drop(self.packed);
-        self.thread.await.map_err(|e| {
-            Error::new(Kind::Io, "uploader", format!("packing ended early: {e}")).source(e)
-        })?
+        self.thread
+            .await
+            .map_err(|e| Error::new(Kind::Io, "uploader", format!("packing ended early: {e}")).source(e))?
     }
 }
 

@@ -39,9 +39,11 @@ impl Work<'_> {
         let mut fresh = Vec::new();
         for disk in &info.disks {
             let state = &self.ready.state;
-            let planned = state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
+            let planned =
+                state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
             let known = state.disks.get(&disk.name).filter(|known| known.size == disk.size);
-            let same = |tracking: Uuid, size: u64| tracking == disk.tracking && size == disk.size && disk.logged;
+            let same =
+                |tracking: Uuid, size: u64| tracking == disk.tracking && size == disk.size && disk.logged;
             match (planned, known) {
                 (Some(planned), _) if same(planned.tracking, planned.size) && disk.syncing => {}
                 (None, Some(known)) if same(known.tracking, known.size) => {
@@ -113,7 +115,9 @@ impl Work<'_> {
         for (number, disk) in sync.disks.iter().enumerate() {
             while self.copied(disk).0 < disk.size {
                 self.show_copy(number, &sync, disk);
-                if Instant::now() >= self.ctx.last_cut + self.ctx.settings.interval && !self.intermediate_cut().await? {
+                if Instant::now() >= self.ctx.last_cut + self.ctx.settings.interval
+                    && !self.intermediate_cut().await?
+                {
                     return Ok(false);
                 }
                 if let Err(e) = self.stretch(disk).await {
@@ -222,7 +226,11 @@ struct Stretch {
 
 /// Reads `disk` from `from` on until it ends (`true`) or the deadline is there.
 async fn feed(
-    source: &dyn AnySource, disk: &SyncDisk, from: u64, deadline: Instant, items: mpsc::Sender<Piece>,
+    source: &dyn AnySource,
+    disk: &SyncDisk,
+    from: u64,
+    deadline: Instant,
+    items: mpsc::Sender<Piece>,
 ) -> Result<bool> {
     let mut at = from;
     while at < disk.size {
@@ -291,7 +299,9 @@ async fn read(source: &dyn AnySource, disk: &str, (offset, len, hole): (u64, u64
 
 /// Packs pieces as they come; runs on a thread of its own.
 fn pack_copy(
-    disk: &str, mut pieces: mpsc::Receiver<Piece>, sender: &mpsc::Sender<(Encoded, Stretch)>,
+    disk: &str,
+    mut pieces: mpsc::Receiver<Piece>,
+    sender: &mpsc::Sender<(Encoded, Stretch)>,
 ) -> Result<()> {
     let begin = || {
         let mut writer = DeltaWriter::new(LARGE_FRAME);

@@ -68,7 +68,9 @@ impl Task {
     async fn wait(&mut self, commands: &mut mpsc::Receiver<Command>) -> Event {
         loop {
             let due = match &self.mode {
-                Mode::Running(due) if self.engine.has_waiters() && self.failures == 0 => (*due).min(Instant::now()),
+                Mode::Running(due) if self.engine.has_waiters() && self.failures == 0 => {
+                    (*due).min(Instant::now())
+                }
                 Mode::Running(due) => *due,
                 // Far enough: only a command changes these.
                 _ => Instant::now() + Duration::from_secs(3600),

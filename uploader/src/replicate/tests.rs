@@ -30,7 +30,12 @@ async fn every_point_is_exact(vault: &Vault, rig: &Rig) -> usize {
     for point in &points {
         let held = &cuts[&point.time];
         let shown = testing::contents(vault, "m", point.id).await.unwrap();
-        assert_eq!(shown.keys().collect::<Vec<_>>(), held.keys().collect::<Vec<_>>(), "disks of {}", point.id);
+        assert_eq!(
+            shown.keys().collect::<Vec<_>>(),
+            held.keys().collect::<Vec<_>>(),
+            "disks of {}",
+            point.id
+        );
         for (name, bytes) in held {
             let wrong = bytes.iter().zip(&shown[name]).position(|(a, b)| a != b);
             assert_eq!(wrong, None, "{} of {name} differs at this byte", point.id);

@@ -31,7 +31,9 @@ impl Output {
         let file = open.map_err(|e| Error::io("create", &partial, e))?;
         if let Err(e) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             let message = "another restore to this folder is running";
-            return Err(Error::new(Kind::InUse, partial.display().to_string(), message).source(io::Error::from(e)));
+            return Err(
+                Error::new(Kind::InUse, partial.display().to_string(), message).source(io::Error::from(e))
+            );
         }
         let output = Self {
             name: disk.to_owned(),
@@ -41,7 +43,11 @@ impl Output {
             file,
             published: AtomicBool::new(false),
         };
-        output.file.set_len(0).and_then(|()| output.file.set_len(size)).map_err(|e| output.failed("size", e))?;
+        output
+            .file
+            .set_len(0)
+            .and_then(|()| output.file.set_len(size))
+            .map_err(|e| output.failed("size", e))?;
         Ok(output)
     }
 
@@ -78,7 +84,11 @@ impl Output {
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
         let error = Error::io(what, &self.partial, error);
-        if error.kind == Kind::NoSpace { error.remedy("make room, or restore to another folder") } else { error }
+        if error.kind == Kind::NoSpace {
+            error.remedy("make room, or restore to another folder")
+        } else {
+            error
+        }
     }
 }
 
@@ -106,7 +116,8 @@ fn rename_to_new(from: &Path, to: &Path) -> Result<()> {
 
 /// Refuses early what cannot fit.
 pub(super) fn check_space(folder: &Path, needed: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(folder).map_err(|e| Error::io("ask for free space in", folder, e.into()))?;
+    let stat =
+        rustix::fs::statvfs(folder).map_err(|e| Error::io("ask for free space in", folder, e.into()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free >= needed {
         return Ok(());

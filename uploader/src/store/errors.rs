@@ -22,8 +22,12 @@ pub(super) fn translate(what: &str, url: &str, name: &str, error: object_store::
         }
         E::AlreadyExists { .. } | E::Precondition { .. } => Verdict(Kind::Exists, ""),
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => denied(&text),
-        E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. } => Verdict(Kind::InvalidInput, ""),
-        E::UnknownConfigurationKey { .. } => Verdict(Kind::InvalidInput, "remove it from the vault's options"),
+        E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. } => {
+            Verdict(Kind::InvalidInput, "")
+        }
+        E::UnknownConfigurationKey { .. } => {
+            Verdict(Kind::InvalidInput, "remove it from the vault's options")
+        }
         _ => local(&error).unwrap_or_else(|| generic(&text)),
     };
     let object = if verdict == Verdict::NO_CONTAINER { url } else { name };
@@ -41,9 +45,14 @@ impl Verdict {
 }
 
 fn missing_container(text: &str) -> bool {
-    ["NoSuchBucket", "ContainerNotFound", "specified container does not exist", "specified bucket does not exist"]
-        .iter()
-        .any(|sign| text.contains(sign))
+    [
+        "NoSuchBucket",
+        "ContainerNotFound",
+        "specified container does not exist",
+        "specified bucket does not exist",
+    ]
+    .iter()
+    .any(|sign| text.contains(sign))
 }
 
 fn denied(text: &str) -> Verdict {
@@ -81,7 +90,8 @@ fn generic(text: &str) -> Verdict {
     if says(&["416 ", "InvalidRange", "Requested range was invalid", "Out of range of file"]) {
         return Verdict(Kind::Corrupt, "the object is shorter than what was written");
     }
-    if says(&["UnknownIssuer", "invalid peer certificate", "certificate verify failed", "InvalidCertificate"]) {
+    if says(&["UnknownIssuer", "invalid peer certificate", "certificate verify failed", "InvalidCertificate"])
+    {
         return Verdict(Kind::Denied, "name the CA that signed the store's certificate as ca_file");
     }
     if says(&["169.254.169.254", "metadata.google", "api/token"]) {

@@ -183,7 +183,8 @@ fn is_allow_http(name: &str) -> bool {
 }
 
 fn plain_http_wanted(config: &StoreConfig) -> bool {
-    let in_options = |(name, value): (&String, &String)| is_allow_http(name) && value.eq_ignore_ascii_case("true");
+    let in_options =
+        |(name, value): (&String, &String)| is_allow_http(name) && value.eq_ignore_ascii_case("true");
     config.allow_http || config.options.iter().any(in_options)
 }
 
@@ -213,8 +214,8 @@ fn client(config: &StoreConfig, http: bool) -> Result<ClientOptions> {
     if let Some(path) = &config.ca_file {
         let pem = std::fs::read(path).map_err(|e| Error::io("read ca_file", path, e))?;
         let object = path.display().to_string();
-        let certificates =
-            Certificate::from_pem_bundle(&pem).map_err(|e| invalid(&object, "is no PEM file of certificates").source(e))?;
+        let certificates = Certificate::from_pem_bundle(&pem)
+            .map_err(|e| invalid(&object, "is no PEM file of certificates").source(e))?;
         if certificates.is_empty() {
             return Err(invalid(&object, "holds no certificate in PEM form"));
         }
@@ -242,5 +243,7 @@ fn invalid(object: &str, message: &str) -> Error {
 }
 
 fn refused(url: &str, error: object_store::Error) -> Error {
-    invalid(url, &format!("cannot open the vault: {error}")).remedy("check the vault's url and options").source(error)
+    invalid(url, &format!("cannot open the vault: {error}"))
+        .remedy("check the vault's url and options")
+        .source(error)
 }

@@ -42,7 +42,12 @@ pub(crate) struct Faulty {
 
 impl Faulty {
     pub fn new(inner: Arc<InMemory>, plan: impl Fn(u64, &str) -> Fault + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { inner, plan: Box::new(plan), requests: AtomicU64::new(0), hung: tokio::sync::Notify::new() })
+        Arc::new(Self {
+            inner,
+            plan: Box::new(plan),
+            requests: AtomicU64::new(0),
+            hung: tokio::sync::Notify::new(),
+        })
     }
 
     async fn decide<T>(&self, key: &Path, request: impl Future<Output = Result<T>> + Send) -> Result<T> {
@@ -91,7 +96,9 @@ impl ObjectStore for Faulty {
     }
 
     async fn put_multipart_opts(
-        &self, location: &Path, opts: PutMultipartOptions,
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         self.inner.put_multipart_opts(location, opts).await
     }

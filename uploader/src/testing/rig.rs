@@ -71,8 +71,13 @@ impl Rig {
     pub fn add_disk(&self, name: &str, size: u64, limit: u64) {
         let path = self.dir.path().join(format!("{name}.img"));
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-        let disk =
-            DiskSettings { name: name.to_owned(), path, log_dir: None, read_only: false, log_limit: Some(limit) };
+        let disk = DiskSettings {
+            name: name.to_owned(),
+            path,
+            log_dir: None,
+            read_only: false,
+            log_limit: Some(limit),
+        };
         self.with(|inner| {
             inner.settings.disks.push(disk);
             inner.oracle.insert(name.to_owned(), vec![0; usize::try_from(size).unwrap()]);

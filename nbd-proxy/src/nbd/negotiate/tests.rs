@@ -2,13 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const CAN: Capabilities = Capabilities {
-    read_only: false,
-    trim: true,
-    fast_zero: true,
-    rotational: false,
-    preferred_block: 4096,
-};
+const CAN: Capabilities =
+    Capabilities { read_only: false, trim: true, fast_zero: true, rotational: false, preferred_block: 4096 };
 
 fn export(name: &str) -> ExportInfo {
     ExportInfo { name: name.into(), description: String::new(), size: 1 << 20, capabilities: CAN }
@@ -264,7 +259,8 @@ fn contexts_die_when_another_export_is_chosen() {
 fn flags_advertise_only_what_works() {
     let none = Capabilities { trim: false, fast_zero: false, ..CAN };
     let flags = |capabilities, structured| ExportInfo { capabilities, ..export("a") }.flags(structured);
-    let base = tflag::HAS_FLAGS | tflag::SEND_FLUSH | tflag::SEND_FUA | tflag::CAN_MULTI_CONN | tflag::SEND_CACHE;
+    let base =
+        tflag::HAS_FLAGS | tflag::SEND_FLUSH | tflag::SEND_FUA | tflag::CAN_MULTI_CONN | tflag::SEND_CACHE;
     assert_eq!(flags(none, false), base | tflag::SEND_WRITE_ZEROES);
     assert_eq!(flags(none, true), base | tflag::SEND_WRITE_ZEROES | tflag::SEND_DF);
     let all = tflag::SEND_WRITE_ZEROES | tflag::SEND_TRIM | tflag::SEND_FAST_ZERO;

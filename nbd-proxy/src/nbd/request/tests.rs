@@ -78,15 +78,9 @@ fn every_flag_is_refused_on_a_command_that_does_not_have_it_but_fua_is_legal_on_
         cmd::BLOCK_STATUS => cflag::REQ_ONE,
         _ => 0,
     };
-    for command in [
-        cmd::READ,
-        cmd::WRITE,
-        cmd::FLUSH,
-        cmd::TRIM,
-        cmd::CACHE,
-        cmd::WRITE_ZEROES,
-        cmd::BLOCK_STATUS,
-    ] {
+    for command in
+        [cmd::READ, cmd::WRITE, cmd::FLUSH, cmd::TRIM, cmd::CACHE, cmd::WRITE_ZEROES, cmd::BLOCK_STATUS]
+    {
         let len = if command == cmd::FLUSH { 0 } else { 512 };
         for bit in 0..16 {
             let flag = 1 << bit;

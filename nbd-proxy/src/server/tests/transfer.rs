@@ -14,11 +14,8 @@ const MIB: usize = 1 << 20;
 fn what_is_written_is_read_back_at_any_length() {
     let stand = Stand::new(MemDevice::new(80 * MIB));
     for structured in [true, false] {
-        let mut client = if structured {
-            Client::new(&stand.socket, "m/disk")
-        } else {
-            Client::simple(&stand.socket, "")
-        };
+        let mut client =
+            if structured { Client::new(&stand.socket, "m/disk") } else { Client::simple(&stand.socket, "") };
         for (index, len) in [1, 511, 4096, 65_537, MIB - 28, MIB - 27, MIB, 3 * MIB + 5, 33 * MIB, 64 * MIB]
             .into_iter()
             .enumerate()
@@ -112,8 +109,11 @@ fn trim_and_zeroes_carry_their_flags() {
         assert_eq!(client.ask(command, flags, 1, 9000, &[]).errno, 0);
     }
     let mode = |punch, fast, fua| ZeroMode { punch, fast, fua };
-    let expected =
-        [(1, 9000, mode(true, false, true)), (1, 9000, mode(true, false, false)), (1, 9000, mode(false, true, true))];
+    let expected = [
+        (1, 9000, mode(true, false, true)),
+        (1, 9000, mode(true, false, false)),
+        (1, 9000, mode(false, true, true)),
+    ];
     assert_eq!(*stand.device.zeroes.lock().unwrap(), expected);
     assert_eq!(client.read(0, 9002)[..], [&[9][..], &[0; 9000], &[9]].concat());
 }

@@ -11,9 +11,12 @@ const MIB: u64 = 1 << 20;
 async fn disturbed(plan: impl Fn(u64, &str) -> Fault + Send + std::marker::Sync + 'static) -> Vault {
     let memory = Arc::new(InMemory::new());
     vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
-    vault_in(Faulty::new(memory, move |number, key| {
-        if key.starts_with("machines/") { plan(number, key) } else { Fault::None }
-    }))
+    vault_in(Faulty::new(
+        memory,
+        move |number, key| {
+            if key.starts_with("machines/") { plan(number, key) } else { Fault::None }
+        },
+    ))
     .await
 }
 
@@ -23,15 +26,14 @@ async fn a_store_that_fails_for_a_while_only_costs_time() {
     rig.churn(10);
     let failures = Arc::new(AtomicU64::new(7));
     let left = Arc::clone(&failures);
-    let vault = disturbed(move |_, _| {
-        match left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
-            Ok(_) => Fault::Before,
-            Err(_) => Fault::None,
-        }
+    let vault = disturbed(move |_, _| match left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+        Ok(_) => Fault::Before,
+        Err(_) => Fault::None,
     })
     .await;
     let handle = start_on(&rig, &vault);
-    wait_for(&handle, "warned", |status| status.health == Health::Warning && status.next_retry.is_some()).await;
+    wait_for(&handle, "warned", |status| status.health == Health::Warning && status.next_retry.is_some())
+        .await;
     wait_for(&handle, "well again", |status| status.health == Health::Normal && status.points > 0).await;
     assert_eq!(failures.load(SeqCst), 0);
     every_point_is_exact(&vault, &rig).await;
@@ -62,8 +64,7 @@ async fn what_no_retry_can_mend_stops_and_resume_goes_on() {
     let rig = Rig::new(&[("a", MIB)], 13);
     let deny = Arc::new(AtomicBool::new(true));
     let denying = Arc::clone(&deny);
-    let vault =
-        disturbed(move |_, _| if denying.load(SeqCst) { Fault::Denied } else { Fault::None }).await;
+    let vault = disturbed(move |_, _| if denying.load(SeqCst) { Fault::Denied } else { Fault::None }).await;
     let handle = start_on(&rig, &vault);
     let error = handle.cut().await.unwrap_err();
     assert_eq!(error.kind, Kind::Denied);

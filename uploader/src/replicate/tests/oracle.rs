@@ -49,15 +49,20 @@ async fn an_uploader_killed_at_any_request_goes_on() {
             // Each life ends at one request, which may or may not have happened.
             let last = random.below(8);
             let fault = if random.below(2) == 0 { Fault::HangBefore } else { Fault::HangAfter };
-            let faulty = Faulty::new(Arc::clone(&memory), move |number, _| {
-                if number > last { fault } else { Fault::None }
-            });
+            let faulty = Faulty::new(
+                Arc::clone(&memory),
+                move |number, _| {
+                    if number > last { fault } else { Fault::None }
+                },
+            );
             let opened = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
             let vault = Vault { store: crate::store::Store::new(faulty.clone(), "memory://test"), ..opened };
             let mut settings = rig.settings();
             settings.interval = Duration::from_millis(1 + random.below(4));
             let handle = start(settings, rig.clone(), connect(&vault));
-            tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified()).await.expect("a last request");
+            tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified())
+                .await
+                .expect("a last request");
             handle.stop().await;
             if life % 7 == 6 {
                 rig.kill_proxy();
