@@ -62,12 +62,19 @@ impl Machine {
 
     /// The same in a given boot of the host.
     pub(crate) fn open_in(settings: &MachineSettings, boot: &str) -> Result<Arc<Self>> {
-        let disks = settings
-            .disks
-            .iter()
-            .map(|disk| TrackedDisk::open(&settings.name, disk, boot).map(Arc::new))
-            .collect::<Result<_>>()?;
-        Ok(Self::over(settings.name.clone(), disks))
+        let machine = |disks| Self::over(settings.name.clone(), disks);
+        let mut disks = Vec::with_capacity(settings.disks.len());
+        for disk in &settings.disks {
+            match TrackedDisk::open(&settings.name, disk, boot) {
+                Ok(disk) => disks.push(Arc::new(disk)),
+                Err(error) => {
+                    // Those that are open lose nothing because another is not.
+                    machine(disks).close()?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(machine(disks))
     }
 
     /// A machine of disks that are open.
@@ -107,38 +114,21 @@ impl Machine {
     /// # Errors
     /// `NotReady` while a disk is not logged; then nothing has changed.
     pub fn cut(&self) -> Result<Cut> {
-        let mut cutting = self.lock();
-        while cutting.busy {
-            cutting = self.idle.wait(cutting).unwrap_or_else(PoisonError::into_inner);
-        }
-        cutting.busy = true;
-        cutting.out = None;
-        drop(cutting);
+        self.take_turn().out = None;
         let result = self.cut_alone();
-        let mut cutting = self.lock();
-        cutting.busy = false;
-        if let Ok(cut) = &result {
-            let last = |disk: &CutDisk| disk.segments.last().map_or(0, |segment| segment.segment);
-            cutting.out = Some((cut.id, cut.disks.iter().map(last).collect()));
-        }
-        drop(cutting);
-        self.idle.notify_one();
+        let last = |disk: &CutDisk| disk.segments.last().map_or(0, |segment| segment.segment);
+        self.end_turn(result.as_ref().ok().map(|cut| (cut.id, cut.disks.iter().map(last).collect())));
         result
     }
 
     /// The vault has everything up to `cut` durably. An unknown cut is nobody's fault: it was made by a proxy that died, and its
     /// records are in a later one.
     pub fn release(&self, cut: Uuid) -> Result<()> {
-        let mut cutting = self.lock();
-        let last = match cutting.out.take() {
-            Some((id, last)) if id == cut => last,
-            other => {
-                cutting.out = other;
-                return Ok(());
-            }
-        };
-        drop(cutting);
-        self.disks.iter().zip(last).try_for_each(|(disk, last)| disk.release(last))
+        let released = self.take_turn().out.take_if(|(id, _)| *id == cut);
+        let last = released.map_or(Vec::new(), |(_, last)| last);
+        let result = self.disks.iter().zip(last).try_for_each(|(disk, last)| disk.release(last));
+        self.end_turn(None);
+        result
     }
 
     /// Turns logging on for a disk and says what has to be copied to make it exact; asked again, it answers the same. `known`
@@ -168,9 +158,10 @@ impl Machine {
         self.disk(disk)?.end_sync(tracking)
     }
 
-    /// Makes everything durable, after the server has stopped. The next open goes on where this one stopped.
+    /// Makes everything durable, after the server has stopped. The next open goes on where this one stopped. Every disk is
+    /// closed as well as it can be; the first error is told.
     pub fn close(&self) -> Result<()> {
-        self.disks.iter().try_for_each(|disk| disk.close())
+        self.disks.iter().map(|disk| disk.close()).fold(Ok(()), Result::and)
     }
 
     fn cut_alone(&self) -> Result<Cut> {
@@ -197,6 +188,24 @@ impl Machine {
         }
         let boundaries = trackers.iter_mut().map(|tracker| tracker.cut()).collect();
         Ok(Some((Timestamp::now(), boundaries)))
+    }
+
+    /// The one who cuts or releases now: a release must not meet the next cut's bitmap.
+    fn take_turn(&self) -> MutexGuard<'_, Cutting> {
+        let mut cutting = self.lock();
+        while cutting.busy {
+            cutting = self.idle.wait(cutting).unwrap_or_else(PoisonError::into_inner);
+        }
+        cutting.busy = true;
+        cutting
+    }
+
+    fn end_turn(&self, out: Option<(Uuid, Vec<u64>)>) {
+        let mut cutting = self.lock();
+        cutting.busy = false;
+        cutting.out = out.or(cutting.out.take());
+        drop(cutting);
+        self.idle.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Cutting> {

@@ -22,6 +22,7 @@ pub mod journal;
 pub mod state;
 pub mod status;
 
+mod context;
 mod engine;
 mod ship;
 mod sync;

@@ -13,7 +13,7 @@ use crate::keys::PointId;
 use crate::store::Store;
 use crate::vault::{Encryption, Vault};
 
-pub(crate) use faults::{Fault, Faulty};
+pub(crate) use faults::{Ask, Fault, Faulty};
 pub(crate) use rig::Rig;
 
 /// Random numbers from a seed that a failing test prints.

@@ -5,6 +5,7 @@
 
 mod lock;
 mod raw;
+mod runs;
 mod sync;
 
 pub use lock::Access;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Backing;
 use super::lock::{self, Access};
+use super::runs::Runs;
 use super::sync::SharedSync;
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
 use crate::log::segment::write_all_vectored_at;
@@ -37,6 +38,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whether it was changed after `time`, in seconds of the Unix epoch, as far as that can be told.
+    pub fn changed_after(&self, time: i64) -> bool {
+        self.ctime > time
+    }
+
     /// Whether it is the same file or device, of the same size, whatever was written to it.
     pub fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode, self.size) == (other.device, other.inode, other.size)
@@ -58,6 +64,7 @@ pub struct RawDisk {
     zero_range: bool,
     nowait: AtomicBool,
     sync: SharedSync,
+    runs: Runs,
 }
 
 impl RawDisk {
@@ -114,6 +121,7 @@ impl RawDisk {
             block_device,
             nowait: AtomicBool::new(true),
             sync: SharedSync::default(),
+            runs: Runs::default(),
             file,
         })
     }
@@ -124,7 +132,11 @@ impl RawDisk {
             return write_all_vectored_at(&self.file, slices, offset).map(drop);
         }
         self.sync.check()?;
-        self.write_durably(slices, offset).inspect_err(|_| self.sync.fail())
+        self.write_durably(slices, offset).inspect_err(|error| {
+            if !is_refusal(error) {
+                self.sync.fail();
+            }
+        })
     }
 
     fn write_durably(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
@@ -276,11 +288,13 @@ impl BlockDevice for RawDisk {
         let able = if mode.punch { self.punch } else { self.zero_range };
         let made = if able { self.fallocate(flags, offset, len) } else { Err(Errno::OPNOTSUPP.into()) };
         match made {
-            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) && !mode.fast => {
+            // A block device also refuses (EINVAL) ranges that are not aligned to its sectors.
+            Err(error) if is_one_of(&error, &[Errno::OPNOTSUPP, Errno::INVAL]) && !mode.fast => {
                 self.write_zeroes(offset, len)?;
             }
             other => other?,
         }
+        self.runs.forget(offset, offset + len);
         if mode.fua { self.flush() } else { Ok(()) }
     }
 
@@ -303,6 +317,12 @@ impl BlockDevice for RawDisk {
             if at >= end {
                 break;
             }
+            if let Some(known) = self.runs.end_of(at) {
+                let stop = known.min(end);
+                out.push(Extent { offset: at, len: stop - at, hole: false });
+                at = stop;
+                continue;
+            }
             let data = self.data_from(at)?.min(end);
             if data > at {
                 out.push(Extent { offset: at, len: data - at, hole: true });
@@ -310,7 +330,9 @@ impl BlockDevice for RawDisk {
                 continue;
             }
             // The hole may have been filled, or the data punched, since: never an empty extent.
-            let hole = self.hole_from(at)?.clamp(at + 1, end);
+            let hole = self.hole_from(at)?.max(at + 1);
+            self.runs.learn(at, hole);
+            let hole = hole.min(end);
             out.push(Extent { offset: at, len: hole - at, hole: false });
             at = hole;
         }
@@ -322,6 +344,15 @@ impl BlockDevice for RawDisk {
         let len = std::num::NonZeroU64::new(len);
         rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::WillNeed).map_err(io::Error::from)
     }
+}
+
+/// Whether a durable write was refused as a write, rather than lost by a sync: that ends nothing for others.
+fn is_refusal(error: &io::Error) -> bool {
+    is_one_of(error, &[Errno::NOSPC, Errno::DQUOT, Errno::FBIG, Errno::INVAL])
+}
+
+fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
+    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Joins adjacent extents of one status, which a change between two looks can leave.

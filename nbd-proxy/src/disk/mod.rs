@@ -70,7 +70,7 @@ impl TrackedDisk {
             name: self.name.clone(),
             size: self.backing_size(),
             tracking: tracker.tracking,
-            logged: tracker.mode == Mode::Logged,
+            logged: tracker.is_logged(),
             cause: tracker.cause.clone(),
             syncing: tracker.sync.is_some(),
             dirty_bytes: tracker.dirty_bytes(),
@@ -122,24 +122,31 @@ impl TrackedDisk {
             .remedy("the uploader brings the disk back by a sync; see `lifeboat status`")
     }
 
-    /// Makes a segment ahead of its use, unless there is one.
+    /// Makes a segment ahead of its use, unless there is one. One thread at a time makes it and a number counts only
+    /// once its file is there: segments must become active in the order of their numbers, without a gap.
     fn make_spare(&self) -> Result<()> {
-        let (number, tracking, epoch) = {
-            let mut tracker = self.lock();
-            let number = tracker.next_segment;
-            tracker.next_segment += 1;
-            (number, tracker.tracking, tracker.epoch)
-        };
-        let header =
-            Header { log: self.log, segment: number, disk: self.id, tracking, size: self.backing_size() };
-        let file = self.folder.create(header)?;
         let mut tracker = self.lock();
-        if tracker.epoch == epoch && tracker.spare.is_none() {
-            tracker.spare = Some(file);
+        while tracker.making {
+            tracker = self.wait(tracker);
+        }
+        if tracker.spare.is_some() {
             return Ok(());
         }
+        tracker.making = true;
+        let (segment, tracking, epoch) = (tracker.next_segment, tracker.tracking, tracker.epoch);
         drop(tracker);
-        self.folder.retire(file.path())
+        let header = Header { log: self.log, segment, disk: self.id, tracking, size: self.backing_size() };
+        let made = self.folder.create(header);
+        let mut tracker = self.lock();
+        tracker.making = false;
+        let mut stale = None;
+        let result = made.map(|file| {
+            tracker.next_segment += 1;
+            let current = tracker.epoch == epoch;
+            *(if current { &mut tracker.spare } else { &mut stale }) = Some(file);
+        });
+        self.unlock(tracker);
+        stale.map_or(result, |file| self.folder.discard(file.path()))
     }
 
     fn backing_size(&self) -> u64 {

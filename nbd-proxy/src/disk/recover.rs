@@ -10,6 +10,7 @@
 //! | not clean, same boot, logged | the process died; the page cache has every acknowledged write, in log and backing | records past the applied mark are read back; the log goes on |
 //! | not clean, same boot, unlogged | the process died in an unlogged stretch and its bitmap with it | whole sync |
 //! | not clean, another boot | power loss: nothing of the log was synced, every record is void | new stretch, whole sync |
+//! | not clean, same boot, image changed later than the log | written to outside after the process died | new stretch, whole sync |
 //! | not clean, same boot, another image (inode, size) | replaced outside | new stretch, whole sync |
 //!
 //! Reading back: a write that was in flight may be recorded and not on the backing, or half on it. Its record stays, and a
@@ -27,7 +28,7 @@ use uuid::Uuid;
 
 use super::TrackedDisk;
 use super::state::{DiskState, StateFile};
-use super::tracker::{Syncing, Tracker};
+use super::tracker::{Mode, Syncing, Tracker};
 use crate::backing::{Access, Backing, Identity, RawDisk};
 use crate::bitmap::DirtyBitmap;
 use crate::log::SegmentWriter;
@@ -41,6 +42,9 @@ const LOG_CEILING: u64 = 64 << 30;
 /// Segments are at most this long, so that a disk of any size holds little space idle.
 const SEGMENT_CEILING: u64 = 64 << 20;
 const SEGMENT_FLOOR: u64 = 2 << 20;
+/// How much later than its record a write may reach the disk, in seconds, before somebody else is suspected. Suspecting
+/// wrongly costs a resync.
+const SLACK: i64 = 5;
 
 /// What a disk is opened with.
 #[derive(Clone, Debug)]
@@ -85,9 +89,12 @@ impl TrackedDisk {
         let limit = settings.log_limit.unwrap_or((backing.size() / 2).min(LOG_CEILING));
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
         let fresh = state.is_none();
-        let verdict = state
-            .as_ref()
-            .map_or_else(|| Err("new disk".to_owned()), |state| judge(state, backing.found(), boot));
+        let folder = Folder::open(&dir, segment_bytes)?;
+        let last_written = folder.last_written()?;
+        let verdict = match &state {
+            Some(state) => judge(state, backing.found(), boot, last_written),
+            None => Err("new disk".to_owned()),
+        };
         let (tracking, cause) = match (&verdict, &state) {
             (Ok(()), Some(state)) => (state.tracking, state.cause.clone()),
             (Err(cause), _) => (Uuid::new_v4(), cause.clone()),
@@ -97,7 +104,7 @@ impl TrackedDisk {
         let disk = Self {
             machine: machine.to_owned(),
             name: settings.name.clone(),
-            folder: Folder::open(&dir, segment_bytes)?,
+            folder,
             state: state_file,
             id: state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk),
             boot: boot.to_owned(),
@@ -171,6 +178,7 @@ impl TrackedDisk {
         tracker.dirty.merge(found.dirty);
         let Some(spare) = tracker.spare.take() else { return Err(self.not_logged(&tracker)) };
         tracker.start_log(spare, segments);
+        tracker.mode = Mode::Logged;
         tracker.sync = state.sync.map(|scope| Syncing {
             scope,
             base: None,
@@ -203,11 +211,6 @@ impl TrackedDisk {
                 let have = reader.records();
                 return Err(Error::corrupt(object, format!("{have} readable records of at least {applied}")));
             }
-            if reader.records() == 0 {
-                // The spare, or an active segment without a write.
-                self.folder.retire(&path)?;
-                continue;
-            }
             if found.segments.last().is_some_and(|last| last.segment + 1 != header.segment) {
                 return Err(Error::corrupt(object, "an earlier segment of the log is missing"));
             }
@@ -218,6 +221,11 @@ impl TrackedDisk {
                 records: reader.records(),
                 bytes: reader.position(),
             });
+        }
+        // The spare, and an active segment without a write. One with a later segment behind it stays: its first record was
+        // still being written when later ones were complete.
+        while let Some(empty) = found.segments.pop_if(|last| last.records == 0) {
+            self.folder.retire(&empty.path)?;
         }
         Ok(found)
     }
@@ -259,8 +267,8 @@ impl TrackedDisk {
     }
 }
 
-/// Whether the last run's log still leads to what the disk is now; if not, why.
-fn judge(state: &DiskState, now: &Identity, boot: &str) -> Result<(), String> {
+/// Whether the last run's log, last written to at `last_written`, still leads to what the disk is now; if not, why.
+fn judge(state: &DiskState, now: &Identity, boot: &str, last_written: i64) -> Result<(), String> {
     if state.clean {
         return if state.image == *now { Ok(()) } else { Err("image changed outside Lifeboat".to_owned()) };
     }
@@ -269,6 +277,10 @@ fn judge(state: &DiskState, now: &Identity, boot: &str) -> Result<(), String> {
     }
     if state.boot != boot {
         return Err("the host lost power or was reset while the disk was open".to_owned());
+    }
+    // A record is appended before its write, so the disk cannot have changed much later than the log.
+    if state.logged && now.changed_after(last_written + SLACK) {
+        return Err("image changed outside Lifeboat after the proxy died".to_owned());
     }
     if state.sync == Some(SyncScope::Dirty) {
         return Err("the proxy died during a catch-up".to_owned());
@@ -290,11 +302,16 @@ fn merged(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
     out
 }
 
+fn is_block_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
 /// The disk's own folder: made if absent, inside a folder that must exist.
 fn folder_of(machine: &str, settings: &DiskSettings) -> Result<PathBuf> {
     let parent = match &settings.log_dir {
         Some(dir) => dir.clone(),
-        None if settings.path.starts_with("/dev") => {
+        None if is_block_device(&settings.path) => {
             return Err(Error::new(
                 Kind::InvalidInput,
                 format!("{machine}/{}", settings.name),

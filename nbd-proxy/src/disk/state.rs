@@ -133,6 +133,10 @@ impl StateFile {
         self.file
             .write_all_at(&slot, at)
             .and_then(|()| self.file.sync_data())
+            .inspect_err(|_| {
+                // The next try goes to the same slot: the other one is the one that counts.
+                *self.sequence.lock().unwrap_or_else(std::sync::PoisonError::into_inner) -= 1;
+            })
             .map_err(|error| Error::io("write the tracking state", &self.path, error))
     }
 }

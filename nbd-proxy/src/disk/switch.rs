@@ -3,8 +3,8 @@
 //! ```text
 //!            stop_logging: append failed, no segment, limit reached, a failed write that could not be read back
 //!   Logged ──────────────► Switching ──(state durable)──► Unlogged
-//!     ▲                        └──(state not durable)──► Broken ──(tried again by the next write)──► Unlogged
-//!     └──────────── begin_sync: log on, drain, freeze, (state durable) ──────────┘
+//!     ▲                      ▲ └──(state not durable)──► Broken ──(tried again by the next write)──► Unlogged
+//!     └─(drained, frozen)─ Starting ◄──────── begin_sync: log on ────────────────────┘
 //! ```
 //!
 //! Stopping. The state file says `logged: false` under a *new* tracking id before the first unlogged write reaches the
@@ -45,8 +45,9 @@ impl TrackedDisk {
         if tracker.mode == Mode::Unlogged {
             return Ok(());
         }
-        let leftover =
-            if tracker.mode == Mode::Logged { end_stretch(&mut tracker, cause) } else { Vec::new() };
+        if matches!(tracker.mode, Mode::Logged | Mode::Starting) {
+            end_stretch(&mut tracker, cause);
+        }
         tracker.mode = Mode::Switching;
         let state = self.take_turn(&mut tracker);
         let cause = tracker.cause.clone();
@@ -56,14 +57,16 @@ impl TrackedDisk {
         let mut tracker = self.lock();
         tracker.saving = false;
         tracker.mode = if saved.is_ok() { Mode::Unlogged } else { Mode::Broken };
+        let leftover = if saved.is_ok() { std::mem::take(&mut tracker.leftover) } else { Vec::new() };
         self.unlock(tracker);
         if let Err(error) = saved {
             tracing::error!(disk = self.label(), %error, "logging stopped and that cannot be recorded: writes fail");
             return Err(rustix::io::Errno::IO.into());
         }
         tracing::warn!(disk = self.label(), cause, "logging stopped; the disk goes on and will be synced");
+        // Removed, not recycled: a writer that is still appending to one must not meet the next log in it.
         for path in leftover {
-            if let Err(error) = self.folder.retire(&path) {
+            if let Err(error) = self.folder.discard(&path) {
                 tracing::warn!(disk = self.label(), %error, "a segment of the dropped log stays behind");
             }
         }
@@ -72,9 +75,7 @@ impl TrackedDisk {
 
     /// See [`crate::machine::Machine::begin_sync`].
     pub(crate) fn begin_sync(&self, known: Option<Uuid>) -> Result<Sync> {
-        if self.lock().mode == Mode::Unlogged {
-            self.start_logging(known)?;
-        }
+        self.start_logging(known)?;
         let mut tracker = self.lock_for_saving();
         if tracker.mode != Mode::Logged {
             return Err(self.not_logged(&tracker));
@@ -85,6 +86,10 @@ impl TrackedDisk {
         if !usable {
             let released = DirtyBitmap::new(self.backing.size());
             tracker.sync = Some(Syncing { scope: SyncScope::Whole, base: None, copy: None, released });
+        }
+        // A new attempt includes what earlier attempts shipped: their deltas may have been given up.
+        if let Some(Syncing { copy: Some(copy), released, .. }) = &mut tracker.sync {
+            copy.merge(released.freeze());
         }
         let state = self.take_turn(&mut tracker);
         let sync = Sync {
@@ -108,9 +113,10 @@ impl TrackedDisk {
             let sync = self.current_sync(&tracker, tracking)?;
             if let Some(copy) = &sync.copy {
                 let mut at = from;
-                while let Some((offset, len)) = copy.next_run(at).filter(|_| out.len() < EXTENTS) {
-                    let offset = offset.max(from);
-                    let end = (offset + len).min(size);
+                while at < size && out.len() < EXTENTS {
+                    let Some((start, len)) = copy.next_run(at) else { break };
+                    // The first run may have begun before `from`, and the last block may reach past the end.
+                    let (offset, end) = (start.max(from), (start + len).min(size));
                     out.push(Extent { offset, len: end - offset, hole: false });
                     at = end;
                 }
@@ -156,13 +162,23 @@ impl TrackedDisk {
         self.save(&state)
     }
 
+    /// Turns logging on if it is off; if another thread is doing that, waits for it.
     fn start_logging(&self, known: Option<Uuid>) -> Result<()> {
-        self.make_spare()?;
         let mut tracker = self.lock();
-        let (Mode::Unlogged, Some(spare)) = (tracker.mode, tracker.spare.take()) else {
-            return Err(self.not_logged(&tracker));
-        };
+        while tracker.mode == Mode::Unlogged && tracker.spare.is_none() {
+            self.unlock(tracker);
+            self.make_spare()?;
+            tracker = self.lock();
+        }
+        while tracker.mode == Mode::Starting {
+            tracker = self.wait(tracker);
+        }
+        if tracker.mode != Mode::Unlogged {
+            return Ok(());
+        }
+        let Some(spare) = tracker.spare.take() else { return Err(self.not_logged(&tracker)) };
         tracker.start_log(spare, Vec::new());
+        tracker.mode = Mode::Starting;
         let epoch = tracker.epoch;
         let horizon = tracker.ranges.horizon();
         while tracker.epoch == epoch && !tracker.drained(horizon) {
@@ -179,6 +195,7 @@ impl TrackedDisk {
             base,
             released: DirtyBitmap::new(self.backing.size()),
         });
+        tracker.mode = Mode::Logged;
         self.unlock(tracker);
         Ok(())
     }
@@ -230,10 +247,12 @@ impl TrackedDisk {
 }
 
 /// Ends the stretch of records: a new tracking id, and a bitmap that names every difference from what the vault has under
-/// the old one, as far as that can be told. Returns the log's files.
-fn end_stretch(tracker: &mut Tracker, cause: &str) -> Vec<std::path::PathBuf> {
+/// the old one, as far as that can be told.
+fn end_stretch(tracker: &mut Tracker, cause: &str) {
     tracker.merge_back();
     tracker.base = match tracker.sync.take() {
+        // Nothing of this stretch was ever shipped: the one before still counts.
+        None if tracker.mode == Mode::Starting => tracker.base,
         None => Some(tracker.tracking),
         Some(sync) => {
             tracker.dirty.merge(sync.released);
@@ -245,5 +264,5 @@ fn end_stretch(tracker: &mut Tracker, cause: &str) -> Vec<std::path::PathBuf> {
     };
     tracker.tracking = Uuid::new_v4();
     cause.clone_into(&mut tracker.cause);
-    tracker.drop_log()
+    tracker.drop_log();
 }

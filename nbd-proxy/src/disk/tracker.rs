@@ -28,6 +28,8 @@ const MARK_EVERY: u64 = 1024;
 pub enum Mode {
     /// Each write has a record.
     Logged,
+    /// On the way from unlogged to logged: each new write has a record, but some in flight may have none.
+    Starting,
     /// The way from logged to unlogged: new writes wait until that is durable.
     Switching,
     /// Writes only mark the bitmap.
@@ -118,6 +120,10 @@ pub struct Tracker {
     pub waiters: usize,
     /// Somebody is writing the state file.
     pub saving: bool,
+    /// Somebody is making the spare.
+    pub making: bool,
+    /// Files of a dropped log, to be removed once it is durable that they no longer count.
+    pub leftover: Vec<PathBuf>,
     /// Counts logs: what belongs to an earlier one no longer matters.
     pub epoch: u64,
     /// The number the next segment gets.
@@ -146,6 +152,8 @@ impl Tracker {
             sync: None,
             waiters: 0,
             saving: false,
+            making: false,
+            leftover: Vec::new(),
             epoch: 0,
             next_segment: 1,
             spare: None,
@@ -161,17 +169,16 @@ impl Tracker {
     pub fn start_log(&mut self, segment: SegmentFile, recovered: Vec<SegmentRef>) {
         self.finished = recovered.into_iter().map(|segment| (segment.segment, segment)).collect();
         self.activate(segment);
-        self.mode = Mode::Logged;
     }
 
-    /// Forgets the log. Its writers will find that their reservation is of another epoch. Returns the files it leaves
-    /// behind, oldest first.
-    pub fn drop_log(&mut self) -> Vec<PathBuf> {
+    /// Forgets the log. Its writers will find that their reservation is of another epoch. The files it leaves behind
+    /// join [`Tracker::leftover`].
+    pub fn drop_log(&mut self) {
         self.epoch += 1;
         let finished = std::mem::take(&mut self.finished).into_values().map(|segment| segment.path);
         let open = self.open.drain(..).map(|open| open.file.path().to_owned());
         let spare = self.spare.take().map(|file| file.path().to_owned());
-        finished.chain(open).chain(spare).collect()
+        self.leftover.extend(finished.chain(open).chain(spare));
     }
 
     /// Room for `count` records of `bytes` in all.
@@ -320,6 +327,12 @@ impl Tracker {
     }
 
     fn activate(&mut self, file: SegmentFile) {
+        let number = file.header().segment;
+        debug_assert!(
+            self.open.last().is_none_or(|open| open.file.header().segment < number),
+            "numbers rise"
+        );
+        debug_assert!(self.finished.keys().all(|finished| *finished < number), "numbers rise");
         self.open.push(Open {
             file: Arc::new(file),
             records: 0,

@@ -70,7 +70,10 @@ impl BlockDevice for TrackedDisk {
         let range = offset..offset + len;
         let entry = [Entry { offset, len, data: None }];
         let admission = self.admit_and_append(std::slice::from_ref(&range), &entry)?;
-        let result = self.backing.zero(offset, len, mode);
+        let mut result = self.backing.zero(offset, len, mode);
+        if is_full(&result) && self.make_room(&admission) {
+            result = self.backing.zero(offset, len, mode);
+        }
         if result.is_err() {
             self.correct(&admission, &range);
         }
@@ -109,6 +112,15 @@ impl TrackedDisk {
         };
         let first = results.len();
         self.backing.write_batch(group, results);
+        if results[first..].iter().any(is_full) && self.make_room(&admission) {
+            for (result, write) in
+                results[first..].iter_mut().zip(group).filter(|(result, _)| is_full(result))
+            {
+                let mut again = Vec::with_capacity(1);
+                self.backing.write_batch(std::slice::from_ref(write), &mut again);
+                *result = again.pop().unwrap_or_else(|| Err(Errno::NOSPC.into()));
+            }
+        }
         for (result, range) in results[first..].iter().zip(&ranges) {
             if result.is_err() {
                 self.correct(&admission, range);
@@ -177,6 +189,14 @@ impl TrackedDisk {
             }
             tracker = self.lock();
         }
+    }
+
+    /// The backing has no space left. If the log takes some of it, the log goes: the guest comes first. Returns whether the
+    /// write is worth another try.
+    fn make_room(&self, admission: &Admission) -> bool {
+        admission.log.is_some()
+            && self.folder.shares_space_with(self.backing.path())
+            && self.stop_logging("no space left beside the disk: the change log gave its own back").is_ok()
     }
 
     /// Step 4.
@@ -252,6 +272,10 @@ impl TrackedDisk {
         }
         Ok(())
     }
+}
+
+fn is_full(result: &io::Result<()>) -> bool {
+    matches!(result, Err(error) if error.raw_os_error() == Some(Errno::NOSPC.raw_os_error()))
 }
 
 fn range_of(write: &Write<'_>) -> Range<u64> {

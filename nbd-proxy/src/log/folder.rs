@@ -5,7 +5,7 @@
 //! segment come back. Recycled files keep their blocks and their pages in the cache, which is what makes them worth keeping.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -17,6 +17,8 @@ use crate::{Error, Kind, Result};
 /// How many used files are kept for reuse: as many as the last cut gave back, within these bounds.
 const FEWEST_BLANKS: usize = 2;
 const MOST_BLANKS: usize = 16;
+/// See `keep_reserve`.
+const RESERVE_CEILING: u64 = 1 << 30;
 
 /// A disk's segments on disk.
 #[derive(Debug)]
@@ -101,6 +103,29 @@ impl Folder {
         surplus.iter().try_for_each(|path| remove(path))
     }
 
+    /// Removes a segment whose log is void, and the blank files with it: its space is needed, or a late writer may still have
+    /// it open.
+    pub fn discard(&self, path: &Path) -> Result<()> {
+        let blanks = std::mem::take(&mut *self.blanks());
+        blanks.iter().try_for_each(|blank| remove(blank))?;
+        remove(path)
+    }
+
+    /// Whether the log's space is taken from the file system that `path` is on.
+    pub fn shares_space_with(&self, path: &Path) -> bool {
+        matches!((fs::metadata(&self.dir), fs::metadata(path)), (Ok(dir), Ok(other)) if dir.dev() == other.dev())
+    }
+
+    /// When the newest file of the folder was last written to, in seconds of the Unix epoch.
+    pub fn last_written(&self) -> Result<i64> {
+        let mut newest = 0;
+        for (_, path) in list(&self.dir)? {
+            let meta = fs::metadata(&path).map_err(|error| Error::io("look at the segment", &path, error))?;
+            newest = newest.max(meta.mtime());
+        }
+        Ok(newest)
+    }
+
     /// Ends the life of one segment. Call it for the oldest first.
     pub fn retire(&self, path: &Path) -> Result<()> {
         self.retire_keeping(path, FEWEST_BLANKS)
@@ -146,11 +171,24 @@ impl Folder {
         if len >= self.segment_bytes {
             return Ok(());
         }
+        self.keep_reserve(path)?;
         match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, self.segment_bytes) {
             // A file system without fallocate: the space is taken as records come, and running out breaks the log then.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(Error::io("allocate the segment", path, error.into())),
         }
+    }
+
+    /// The log leaves some of its file system free: 2 %, at most 1 GiB.
+    fn keep_reserve(&self, path: &Path) -> Result<()> {
+        let space = rustix::fs::statvfs(&self.dir)
+            .map_err(|error| Error::io("look at the free space beside", path, error.into()))?;
+        let reserve = (space.f_blocks * space.f_frsize / 50).min(RESERVE_CEILING);
+        if space.f_bavail * space.f_frsize < reserve + self.segment_bytes {
+            return Err(Error::io("allocate the segment", path, std::io::ErrorKind::StorageFull.into())
+                .remedy("free space there, or set log_dir to a folder on another file system"));
+        }
+        Ok(())
     }
 
     fn blanks(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {

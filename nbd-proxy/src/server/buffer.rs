@@ -56,6 +56,14 @@ impl Inbox {
         self.buf.get_mut(self.end..).unwrap_or_default()
     }
 
+    /// Room for exactly the rest of a message of `wanted` bytes.
+    pub(super) fn rest(&mut self, wanted: usize) -> &mut [u8] {
+        let rest = wanted.saturating_sub(self.end - self.start);
+        let space = self.space(wanted);
+        let rest = rest.min(space.len());
+        space.get_mut(..rest).unwrap_or_default()
+    }
+
     /// `len` bytes were received into [`Inbox::space`].
     pub(super) fn received(&mut self, len: usize) {
         self.end = (self.end + len).min(self.buf.len());

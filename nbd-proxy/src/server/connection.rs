@@ -24,6 +24,8 @@ use crate::nbd::{Cookie, RawRequest, Refusal, Request, reply};
 
 /// Room in the reply buffer besides one chunk.
 pub(super) const REPLY_SLACK: usize = 8 << 10;
+/// A message of so many bytes is received by itself.
+const LARGE: usize = 48 << 10;
 /// Bulky buffers are given back after so long without a request.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -421,7 +423,14 @@ impl Connection {
                 Err(_) => return false,
             }
         }
-        match session.socket.receive(self.inbox.space(self.wanted)) {
+        // The rest of a large payload is received by itself: the inbox is empty behind it, and nothing has to be moved.
+        let alone = self.wanted >= LARGE && session.outbox.standing(false).idle;
+        let received = if alone {
+            session.socket.receive_all(self.inbox.rest(self.wanted))
+        } else {
+            session.socket.receive(self.inbox.space(self.wanted))
+        };
+        match received {
             Ok(received) => {
                 self.inbox.received(received);
                 received > 0 && !session.socket.halted()

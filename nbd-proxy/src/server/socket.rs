@@ -62,6 +62,17 @@ impl Socket {
         }
     }
 
+    /// Receives until `buf` is full or the end comes; waits as long as that takes.
+    pub(super) fn receive_all(&self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match rustix::net::recv(&self.fd, &mut *buf, RecvFlags::WAITALL) {
+                Err(Errno::INTR) => {}
+                Ok((len, _)) => return Ok(len),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Sends everything; waits as long as that takes.
     pub(super) fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {

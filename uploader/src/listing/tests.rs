@@ -1,1 +1,115 @@
+use uuid::Uuid;
 
+use super::*;
+use crate::commit::{self, Outcome};
+use crate::point::PointDisk;
+use crate::testing::memory_vault;
+
+fn id(generation: u64, number: u64) -> PointId {
+    PointId { generation, number }
+}
+
+/// Appends an entry; entry `number` is of second `number`.
+async fn append(vault: &Vault, generation: u64, number: u64, kind: EntryKind, parent: Option<PointId>) {
+    let disk = PointDisk { name: "root".to_owned(), size: 4096, tracking: Uuid::nil(), whole: true };
+    let header = Header {
+        machine: "m".to_owned(),
+        number,
+        generation,
+        writer: Uuid::from_u128(generation.into()),
+        host: "here".to_owned(),
+        kind,
+        parent,
+        time: Timestamp::from_second(i64::try_from(number).unwrap()).unwrap(),
+        disks: if kind == EntryKind::Claim { Vec::new() } else { vec![disk] },
+        bytes: 0,
+        logical: 0,
+    };
+    let outcome = commit::append(&commit::line(vault, "m"), header, &[], None).await.unwrap();
+    assert!(matches!(outcome, Outcome::Committed(_)));
+}
+
+/// Claim, points 2 to 4; a second generation forks from 3: claim 5, points 6 and 7; a third claim, from 6, without points.
+async fn forked() -> Vault {
+    let vault = memory_vault().await;
+    append(&vault, 1, 1, EntryKind::Claim, None).await;
+    for number in 2..5 {
+        append(&vault, 1, number, EntryKind::Crash, (number > 2).then(|| id(1, number - 1))).await;
+    }
+    append(&vault, 2, 5, EntryKind::Claim, Some(id(1, 3))).await;
+    append(&vault, 2, 6, EntryKind::Crash, Some(id(1, 3))).await;
+    append(&vault, 2, 7, EntryKind::Crash, Some(id(2, 6))).await;
+    vault
+}
+
+async fn resolved(vault: &Vault, name: &str) -> Result<String> {
+    resolve(vault, "m", &name.parse().unwrap()).await.map(|point| point.id.to_string())
+}
+
+#[tokio::test]
+async fn points_are_listed_oldest_first_and_claims_are_not() {
+    let vault = forked().await;
+    assert_eq!(machines(&vault).await.unwrap(), ["m"]);
+    let points = points(&vault, "m").await.unwrap();
+    let ids: Vec<_> = points.iter().map(|point| point.id.to_string()).collect();
+    assert_eq!(ids, ["g1-2", "g1-3", "g1-4", "g2-6", "g2-7"]);
+    assert_eq!((points[0].sequence, points[0].disks[0].size), (2, 4096));
+    let json = serde_json::to_value(&points[3]).unwrap();
+    assert_eq!((json["id"].as_str(), json["kind"].as_str()), (Some("g2-6"), Some("crash")));
+}
+
+#[tokio::test]
+async fn a_point_is_found_by_id_by_time_and_as_the_latest() {
+    let vault = forked().await;
+    assert_eq!(resolved(&vault, "latest").await.unwrap(), "g2-7");
+    assert_eq!(resolved(&vault, "g1-4").await.unwrap(), "g1-4", "a point of a lost branch has its id");
+    assert_eq!(resolved(&vault, "1970-01-01T00:00:06Z").await.unwrap(), "g2-6");
+    assert_eq!(
+        resolved(&vault, "1970-01-01T00:00:05Z").await.unwrap(),
+        "g1-3",
+        "4 is on the branch that lost"
+    );
+    assert_eq!(resolved(&vault, "1970-01-01T00:00:02Z").await.unwrap(), "g1-2");
+    append(&vault, 3, 8, EntryKind::Claim, Some(id(2, 6))).await;
+    assert_eq!(
+        resolved(&vault, "latest").await.unwrap(),
+        "g2-6",
+        "the fork point, until there is a newer one"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_named() {
+    let vault = forked().await;
+    for missing in ["g1-99", "g2-4", "g1-5", "1970-01-01T00:00:01Z"] {
+        let error = resolved(&vault, missing).await.unwrap_err();
+        assert_eq!((error.kind, error.object.as_str()), (Kind::NotFound, "m"), "{missing}: {error}");
+        assert!(error.message.contains("point"), "{error}");
+    }
+    let unknown = resolve(&vault, "x", &PointName::Id(id(1, 2))).await.unwrap_err();
+    assert!(unknown.message.contains("no such machine"), "{unknown}");
+    assert_eq!(points(&vault, "x").await.unwrap_err().kind, Kind::NotFound);
+    assert_eq!(points(&vault, "../x").await.unwrap_err().kind, Kind::InvalidInput);
+    assert_eq!("soon".parse::<PointName>().unwrap_err().kind, Kind::InvalidInput);
+}
+
+#[tokio::test]
+async fn a_header_larger_than_the_first_read_is_read_whole() {
+    let vault = memory_vault().await;
+    let disk = |n: u32| PointDisk { name: format!("disk{n}"), size: 1, tracking: Uuid::nil(), whole: true };
+    let header = Header {
+        machine: "m".to_owned(),
+        number: 1,
+        generation: 1,
+        writer: Uuid::nil(),
+        host: "here".to_owned(),
+        kind: EntryKind::Crash,
+        parent: None,
+        time: Timestamp::UNIX_EPOCH,
+        disks: (0..500).map(disk).collect(),
+        bytes: 0,
+        logical: 0,
+    };
+    commit::append(&commit::line(&vault, "m"), header, &[], None).await.unwrap();
+    assert_eq!(points(&vault, "m").await.unwrap()[0].disks.len(), 500);
+}

@@ -1,55 +1,29 @@
 //! One step of the loop: from whatever is on disk and in the vault to a committed point.
 //!
-//! [`Engine::step`] may be dropped at any await and called again. What it learned is thrown away then, and after every
-//! error: the next step reads the local state, opens the vault and looks at entry head+1 before it does anything, so a
-//! reply that was lost is found first.
+//! [`Engine::step`] may be dropped at any await, if [`Engine::forget`] follows, as it does after every error: the next
+//! step then reads the local state, opens the vault and looks at entry head+1 before it does anything, so that a reply
+//! that was lost is found first. After a step that went well nothing has to be asked again.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use jiff::Timestamp;
 use nbd_proxy::tracking::{Cut, MachineInfo};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
 
-use super::journal::Journal;
+use super::context::{Context, Ready};
 use super::ship::{self, Target};
 use super::state::State;
 use super::status::{DiskState, DiskStatus, Phase, Status};
-use super::{Connect, CutReport, Inbox, Settings, Waiter};
+use super::{Connect, CutReport, Inbox, Settings};
 use crate::commit::{self, Committed, Outcome, Uploaded};
 use crate::delta::Encoded;
-use crate::line::Line;
-use crate::point::{EntryKind, Header, PointDisk};
+use crate::point::{EntryKind, PointDisk};
 use crate::source::AnySource;
 use crate::store::Counts;
-use crate::vault::Vault;
 
 /// How often tracking may change under one step before it is left to a later one.
 const ROUNDS: usize = 8;
-/// How often a claim is tried again because somebody else appended meanwhile.
-const CLAIMS: usize = 8;
-
-/// What stays the same as long as the loop runs.
-pub(super) struct Context {
-    pub settings: Settings,
-    pub source: Box<dyn AnySource>,
-    pub status: watch::Sender<Status>,
-    connect: Connect,
-    inbox: std::sync::Arc<Inbox>,
-    /// Those whose cut has been taken.
-    serving: Vec<Waiter>,
-    pub last_cut: Instant,
-    /// Requests made through vaults that were closed since.
-    past: Counts,
-}
-
-/// What is known once the vault is open and the line is ours.
-pub(super) struct Ready {
-    pub vault: Vault,
-    line: Line,
-    pub state: State,
-    pub journal: Option<Journal>,
-}
 
 pub(super) struct Engine {
     ctx: Context,
@@ -61,7 +35,7 @@ impl Engine {
         settings: Settings,
         source: Box<dyn AnySource>,
         connect: Connect,
-        inbox: std::sync::Arc<Inbox>,
+        inbox: Arc<Inbox>,
         status: watch::Sender<Status>,
     ) -> Self {
         let last_cut = Instant::now();
@@ -74,12 +48,19 @@ impl Engine {
 
     /// Does whatever stands between now and a committed point.
     pub async fn step(&mut self) -> Result<()> {
-        self.forget();
-        let ready = self.ready.insert(self.ctx.prepare().await?);
+        let ready = match &mut self.ready {
+            Some(ready) => ready,
+            none => none.insert(self.ctx.prepare().await?),
+        };
         let mut work = Work { ctx: &mut self.ctx, ready };
         for _ in 0..ROUNDS {
-            if work.attempt().await? {
-                return Ok(());
+            let seen = work.ctx.source.machine().await?;
+            match work.attempt(&seen).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                // The proxy was restarted with other disks, or gave a sync up, while we asked about the old ones.
+                Err(e) if asked_in_vain(&e) && !same(&seen, &work.ctx.source.machine().await?) => {}
+                Err(e) => return Err(e),
             }
         }
         let message = "the disks' tracking changes faster than it can be followed";
@@ -122,104 +103,6 @@ impl Engine {
     }
 }
 
-impl Context {
-    /// Opens the vault and makes sure that the line is ours.
-    async fn prepare(&mut self) -> Result<Ready> {
-        self.status.send_modify(|status| {
-            status.phase = Phase::Starting;
-            status.activity.clear();
-        });
-        let vault = (self.connect)().await?.counted_apart();
-        let (folder, machine) = (&self.settings.state_dir, &self.settings.machine);
-        let loaded = State::load(folder, machine)?;
-        let paused = loaded.as_ref().is_some_and(|state| state.paused);
-        let state = loaded.filter(|state| state.vault == vault.id).unwrap_or_else(|| {
-            let mut fresh = State::new(machine, vault.id);
-            fresh.paused = paused;
-            fresh
-        });
-        let line = commit::line(&vault, machine);
-        let mut ready = Ready { vault, line, state, journal: None };
-        if !ready.state.claimed {
-            self.claim(&mut ready).await?;
-        }
-        while let Some(there) = ready.line.probe(ready.state.head + 1, ready.state.owner()).await? {
-            let adopted = commit::settle(&ready.line, ready.state.head + 1, there)?;
-            self.remember(&mut ready, &adopted)?;
-        }
-        let sync = ready.state.sync.as_ref();
-        ready.journal = sync.map(|sync| Journal::open(folder, machine, sync.id)).transpose()?;
-        Ok(ready)
-    }
-
-    /// Begins a generation: pick the newest point, then claim; if the head moved meanwhile, pick again.
-    async fn claim(&self, ready: &mut Ready) -> Result<()> {
-        for _ in 0..CLAIMS {
-            let (line, state) = (&ready.line, &mut ready.state);
-            state.head = line.find_head().await?;
-            state.generation = 1;
-            state.point = None;
-            if let Some(bytes) = line.read(state.head).await? {
-                let head = commit::read(line, state.head, &bytes)?;
-                state.point = if head.is_point() { Some(head.id()) } else { head.parent };
-                if head.writer == state.writer {
-                    // A claim of ours whose reply was lost.
-                    state.generation = head.generation;
-                    state.claimed = true;
-                    return state.save(&self.settings.state_dir);
-                }
-                state.generation = head.generation + 1;
-            }
-            // The writer's id must survive before its first entry exists.
-            state.save(&self.settings.state_dir)?;
-            let header = self.header(state, EntryKind::Claim, Timestamp::now(), Vec::new());
-            match commit::append(line, header, &[], None).await {
-                Ok(Outcome::Committed(claim) | Outcome::Adopted(claim)) => {
-                    state.claimed = true;
-                    return self.remember(ready, &claim);
-                }
-                Err(e) if e.kind == Kind::Fenced => {}
-                Err(e) => return Err(e),
-            }
-        }
-        let message = "other writers keep claiming the machine's line";
-        Err(Error::new(Kind::Fenced, &self.settings.machine, message)
-            .remedy("let only one site replicate this machine"))
-    }
-
-    fn header(&self, state: &State, kind: EntryKind, time: Timestamp, disks: Vec<PointDisk>) -> Header {
-        Header {
-            machine: self.settings.machine.clone(),
-            number: state.head + 1,
-            generation: state.generation,
-            writer: state.writer,
-            host: self.settings.host.clone(),
-            kind,
-            parent: state.point,
-            time,
-            disks,
-            bytes: 0,
-            logical: 0,
-        }
-    }
-
-    /// Makes the local state follow an entry of ours that the vault has.
-    fn remember(&self, ready: &mut Ready, entry: &Committed) -> Result<()> {
-        let sync = ready.state.sync.clone();
-        ready.state.remember(entry.header());
-        ready.state.save(&self.settings.state_dir)?;
-        if let Some(sync) = sync.filter(|_| ready.state.sync.is_none()) {
-            ready.journal = None;
-            Journal::remove(&self.settings.state_dir, &self.settings.machine)?;
-            if let Some(mut job) = self.settings.jobs.get(sync.job)? {
-                job.bytes_done = job.bytes_total;
-                self.settings.jobs.end(job, Ok(()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// A step with the vault open and the line ours.
 pub(super) struct Work<'a> {
     pub ctx: &'a mut Context,
@@ -228,11 +111,10 @@ pub(super) struct Work<'a> {
 
 impl Work<'_> {
     /// Tries for a point; `false` means that tracking changed on the way.
-    async fn attempt(&mut self) -> Result<bool> {
+    async fn attempt(&mut self, info: &MachineInfo) -> Result<bool> {
         let before = self.ready.vault.store.counts();
-        let info = self.ctx.source.machine().await?;
-        self.plan_sync(&info).await?;
-        self.show(&info);
+        self.plan_sync(info).await?;
+        self.show(info);
         if !self.copy_all().await? {
             return Ok(false);
         }
@@ -362,10 +244,16 @@ impl Work<'_> {
             gets: spent.gets,
             lists: spent.lists,
         };
+        // Whoever hears of the point must also see it.
+        self.ctx.status.send_modify(|status| {
+            status.points += 1;
+            status.head = Some(report.point);
+            status.newest = Some(report.time);
+            status.well();
+        });
         for waiter in self.ctx.serving.drain(..) {
             let _ = waiter.send(Ok(report.clone()));
         }
-        self.ctx.status.send_modify(|status| status.points += 1);
     }
 
     /// Shows the machine as `info` and the local state have it.
@@ -394,10 +282,21 @@ impl Work<'_> {
             status.head = state.point;
             status.newest = state.time;
             status.counts = counts;
-            let causes = state.sync.iter().flat_map(|sync| &sync.disks).map(|disk| disk.cause.as_str());
-            status.sync_cause = causes.last().unwrap_or_default().to_owned();
+            let newest = state.sync.as_ref().and_then(|sync| sync.disks.last());
+            status.sync_cause = newest.map(|disk| disk.cause.clone()).unwrap_or_default();
         });
     }
+}
+
+fn asked_in_vain(error: &Error) -> bool {
+    matches!(error.kind, Kind::NotFound | Kind::NotReady)
+}
+
+/// Whether the machine has the same disks, tracked in the same way.
+fn same(before: &MachineInfo, now: &MachineInfo) -> bool {
+    let key =
+        |disk: &nbd_proxy::tracking::DiskInfo| (disk.name.clone(), disk.size, disk.tracking, disk.logged);
+    before.disks.iter().map(key).eq(now.disks.iter().map(key))
 }
 
 fn disk_state(state: &State, planned: &super::state::SyncDisk) -> DiskState {

@@ -145,6 +145,14 @@ impl Status {
         self.disks.iter().find(|disk| disk.name == name)
     }
 
+    /// Nothing is wrong any more.
+    pub(super) fn well(&mut self) {
+        self.health = Health::Normal;
+        self.cause.clear();
+        self.remedy.clear();
+        self.next_retry = None;
+    }
+
     /// Sets the state of every disk.
     pub(super) fn all_disks(&mut self, state: DiskState) {
         self.disks.iter_mut().for_each(|disk| disk.state = state);

@@ -120,10 +120,7 @@ impl Work<'_> {
                 {
                     return Ok(false);
                 }
-                if let Err(e) = self.stretch(disk).await {
-                    // A proxy refuses reads for a sync that it has given up.
-                    return if self.changed().await? { Ok(false) } else { Err(e) };
-                }
+                self.stretch(disk).await?;
             }
             self.show_copy(number, &sync, disk);
         }

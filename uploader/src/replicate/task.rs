@@ -120,10 +120,7 @@ impl Task {
         self.failures = 0;
         self.reloaded = false;
         self.engine.show(|status| {
-            status.health = Health::Normal;
-            status.cause.clear();
-            status.remedy.clear();
-            status.next_retry = None;
+            status.well();
             status.phase = Phase::Idle;
             status.activity.clear();
         });
@@ -136,7 +133,6 @@ impl Task {
         if !error.is_transient() && !reload {
             tracing::error!(%machine, %error, "replication stopped");
             let state = if error.kind == Kind::Fenced { DiskState::Fenced } else { DiskState::Failed };
-            self.engine.refuse_waiters(&error);
             self.engine.show(|status| {
                 status.health = Health::Critical;
                 status.cause = format!("{}: {}", error.object, error.message);
@@ -146,6 +142,7 @@ impl Task {
                 status.next_retry = None;
                 status.all_disks(state);
             });
+            self.engine.refuse_waiters(&error);
             self.mode = Mode::Stopped(error);
             return;
         }
@@ -195,7 +192,6 @@ impl Task {
     }
 
     fn pause(&mut self) {
-        self.engine.refuse_waiters(&paused(&self.engine.settings().machine));
         self.mode = Mode::Paused;
         self.engine.show(|status| {
             status.phase = Phase::Paused;
@@ -203,6 +199,7 @@ impl Task {
             status.next_retry = None;
             status.all_disks(DiskState::Paused);
         });
+        self.engine.refuse_waiters(&paused(&self.engine.settings().machine));
     }
 
     fn go_on(&mut self) {

@@ -2,7 +2,6 @@ mod basics;
 mod errors;
 mod oracle;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 

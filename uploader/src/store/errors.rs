@@ -87,7 +87,7 @@ fn local(error: &object_store::Error) -> Option<Verdict> {
 
 fn generic(text: &str) -> Verdict {
     let says = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
-    if says(&["416 ", "InvalidRange", "Requested range was invalid", "Out of range of file"]) {
+    if says(&["416 ", "InvalidRange", "range was invalid", "but object was only", "Out of range of file"]) {
         return Verdict(Kind::Corrupt, "the object is shorter than what was written");
     }
     if says(&["UnknownIssuer", "invalid peer certificate", "certificate verify failed", "InvalidCertificate"])

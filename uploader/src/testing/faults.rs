@@ -30,9 +30,16 @@ pub(crate) enum Fault {
     Denied,
 }
 
-type Plan = Box<dyn Fn(u64, &str) -> Fault + Send + Sync>;
+/// What is asked of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    Put,
+    Get,
+}
 
-/// An in-memory store under a plan: the number and key of a request decide its fate. Listings are never disturbed.
+type Plan = Box<dyn Fn(u64, Ask, &str) -> Fault + Send + Sync>;
+
+/// An in-memory store under a plan: the number, kind and key of a request decide its fate. Listings are never disturbed.
 pub(crate) struct Faulty {
     pub inner: Arc<InMemory>,
     plan: Plan,
@@ -41,7 +48,10 @@ pub(crate) struct Faulty {
 }
 
 impl Faulty {
-    pub fn new(inner: Arc<InMemory>, plan: impl Fn(u64, &str) -> Fault + Send + Sync + 'static) -> Arc<Self> {
+    pub fn new(
+        inner: Arc<InMemory>,
+        plan: impl Fn(u64, Ask, &str) -> Fault + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             inner,
             plan: Box::new(plan),
@@ -50,10 +60,15 @@ impl Faulty {
         })
     }
 
-    async fn decide<T>(&self, key: &Path, request: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    async fn decide<T>(
+        &self,
+        ask: Ask,
+        key: &Path,
+        request: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
         let number = self.requests.fetch_add(1, SeqCst);
         let lost = || Error::Generic { store: "faulty", source: "connection reset".into() };
-        match (self.plan)(number, key.as_ref()) {
+        match (self.plan)(number, ask, key.as_ref()) {
             Fault::None => request.await,
             Fault::Before => Err(lost()),
             Fault::After => {
@@ -92,7 +107,7 @@ impl fmt::Display for Faulty {
 #[async_trait::async_trait]
 impl ObjectStore for Faulty {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        self.decide(location, self.inner.put_opts(location, payload, opts)).await
+        self.decide(Ask::Put, location, self.inner.put_opts(location, payload, opts)).await
     }
 
     async fn put_multipart_opts(
@@ -104,7 +119,7 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.decide(location, self.inner.get_opts(location, options).boxed()).await
+        self.decide(Ask::Get, location, self.inner.get_opts(location, options).boxed()).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

@@ -63,6 +63,28 @@ impl Rig {
         rig
     }
 
+    /// A machine with one disk too large for an oracle: write with [`Rig::write_through`].
+    pub fn sparse(name: &str, size: u64) -> Self {
+        let rig = Self::new(&[], 0);
+        let path = rig.dir.path().join(format!("{name}.img"));
+        std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+        let disk = DiskSettings {
+            name: name.to_owned(),
+            path,
+            log_dir: None,
+            read_only: false,
+            log_limit: Some(1 << 30),
+        };
+        rig.with(|inner| inner.settings.disks.push(disk));
+        rig.start_proxy();
+        rig
+    }
+
+    /// Writes what no oracle follows.
+    pub fn write_through(&self, disk: &str, offset: u64, data: &[u8]) {
+        self.with(|inner| inner.write_device(disk, offset, data));
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
         act(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -127,10 +149,6 @@ impl Rig {
         self.with(|inner| inner.cuts.clone())
     }
 
-    pub fn oracle(&self) -> Disks {
-        self.with(|inner| inner.oracle.clone())
-    }
-
     pub fn bytes_read(&self) -> u64 {
         self.with(|inner| inner.read)
     }
@@ -164,7 +182,7 @@ impl Rig {
 }
 
 impl Inner {
-    fn write(&mut self, disk: &str, offset: u64, data: &[u8]) {
+    fn write_device(&self, disk: &str, offset: u64, data: &[u8]) {
         let machine = self.machine.as_ref().expect("the proxy runs");
         for (number, piece) in data.chunks(1 << 20).enumerate() {
             let at = offset + (number << 20) as u64;
@@ -173,6 +191,10 @@ impl Inner {
             machine.disk(disk).unwrap().write_batch(&[write], &mut results);
             results.into_iter().for_each(|result| result.unwrap());
         }
+    }
+
+    fn write(&mut self, disk: &str, offset: u64, data: &[u8]) {
+        self.write_device(disk, offset, data);
         let at = usize::try_from(offset).unwrap();
         self.oracle.get_mut(disk).unwrap()[at..at + data.len()].copy_from_slice(data);
     }

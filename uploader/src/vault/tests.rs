@@ -1,1 +1,52 @@
+use std::sync::Arc;
 
+use bytes::Bytes;
+use object_store::memory::InMemory;
+
+use super::*;
+
+fn empty() -> Store {
+    Store::new(Arc::new(InMemory::new()), "memory://test")
+}
+
+#[tokio::test]
+async fn a_vault_is_made_once_and_opened_ever_after() {
+    let store = empty();
+    let missing = Vault::at(store.clone()).await.unwrap_err();
+    assert_eq!((missing.kind, missing.object.as_str()), (Kind::NotFound, "memory://test"));
+    assert!(missing.message.contains("no vault"), "{missing}");
+    let (one, two) = tokio::join!(
+        Vault::at_or_create(store.clone(), Encryption::None),
+        Vault::at_or_create(store.clone(), Encryption::None)
+    );
+    let id = one.unwrap().id;
+    assert_eq!(two.unwrap().id, id, "of two who make it at once, one wins");
+    assert_eq!(Vault::at(store).await.unwrap().id, id);
+}
+
+#[tokio::test]
+async fn a_vault_of_another_format_is_refused() {
+    let store = empty();
+    let marker = Bytes::from_static(br#"{"format": 2, "something": "new"}"#);
+    store.put(MARKER, marker.into()).await.unwrap();
+    let error = Vault::at_or_create(store, Encryption::None).await.unwrap_err();
+    assert_eq!(error.kind, Kind::InvalidInput);
+    assert!(error.message.contains("format 2"), "{error}");
+}
+
+#[tokio::test]
+async fn a_broken_marker_is_named() {
+    let store = empty();
+    store.put(MARKER, Bytes::from_static(b"{").into()).await.unwrap();
+    let error = Vault::at(store).await.unwrap_err();
+    assert_eq!((error.kind, error.object.as_str()), (Kind::Corrupt, "memory://test/lifeboat.json"));
+}
+
+#[tokio::test]
+async fn the_marker_says_what_it_must() {
+    let store = empty();
+    Vault::at_or_create(store.clone(), Encryption::None).await.unwrap();
+    let marker = store.get(MARKER, 1000).await.unwrap();
+    let marker: serde_json::Value = serde_json::from_slice(&marker).unwrap();
+    assert_eq!((marker["format"].as_u64(), marker["encryption"].as_str()), (Some(1), Some("none")));
+}

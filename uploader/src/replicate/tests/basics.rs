@@ -17,7 +17,7 @@ async fn a_machine_is_copied_and_then_follows() {
     assert!(second.time > first.time);
     assert_eq!((second.lists, second.puts), (0, 1), "a small change stands inside its point");
     let idle = handle.cut().await.unwrap();
-    assert_eq!((idle.lists, idle.puts), (0, 1));
+    assert_eq!((idle.lists, idle.gets, idle.puts), (0, 0, 1));
     assert!(idle.bytes < 4096, "an idle cycle ships {} bytes", idle.bytes);
     assert!(every_point_is_exact(&vault, &rig).await >= 3);
     let status = handle.status();

@@ -3,18 +3,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use object_store::memory::InMemory;
 
 use super::*;
-use crate::testing::{Fault, Faulty, vault_in};
+use crate::testing::{Ask, Fault, Faulty, vault_in};
 
 const MIB: u64 = 1 << 20;
 
 /// A vault whose line, and only that, is disturbed.
-async fn disturbed(plan: impl Fn(u64, &str) -> Fault + Send + std::marker::Sync + 'static) -> Vault {
+async fn disturbed(plan: impl Fn(Ask, &str) -> Fault + Send + std::marker::Sync + 'static) -> Vault {
     let memory = Arc::new(InMemory::new());
     vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
     vault_in(Faulty::new(
         memory,
-        move |number, key| {
-            if key.starts_with("machines/") { plan(number, key) } else { Fault::None }
+        move |_, ask, key| {
+            if key.starts_with("machines/") { plan(ask, key) } else { Fault::None }
         },
     ))
     .await
@@ -45,9 +45,9 @@ async fn an_entry_whose_reply_was_lost_is_adopted() {
     rig.churn(10);
     let lose = Arc::new(AtomicBool::new(false));
     let losing = Arc::clone(&lose);
-    let vault = disturbed(move |_, key| {
-        // The reply to the next write of an entry is lost; its reading works.
-        if key.contains("/line/") && losing.swap(false, SeqCst) { Fault::After } else { Fault::None }
+    let vault = disturbed(move |ask, key| {
+        let entry = ask == Ask::Put && key.contains("/line/");
+        if entry && losing.swap(false, SeqCst) { Fault::After } else { Fault::None }
     })
     .await;
     let handle = start_on(&rig, &vault);

@@ -1,0 +1,145 @@
+//! Opening the vault, owning the line, and remembering what it has of ours.
+//!
+//! The line is ours when it ends in an entry of ours. Without local state a claim makes it so, which costs a listing; with
+//! it, one read of entry head+1 tells whether a reply was lost or another writer has taken over.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use nbd_proxy::{Error, Kind, Result};
+use tokio::sync::watch;
+
+use super::journal::Journal;
+use super::state::State;
+use super::status::{Phase, Status};
+use super::{Connect, Inbox, Settings, Waiter};
+use crate::commit::{self, Committed, Outcome};
+use crate::line::Line;
+use crate::point::{EntryKind, Header, PointDisk};
+use crate::source::AnySource;
+use crate::store::Counts;
+use crate::vault::Vault;
+
+/// How often a claim is tried again because somebody else appended meanwhile.
+const CLAIMS: usize = 8;
+
+/// What stays the same as long as the loop runs.
+pub(super) struct Context {
+    pub settings: Settings,
+    pub source: Box<dyn AnySource>,
+    pub status: watch::Sender<Status>,
+    pub connect: Connect,
+    pub inbox: Arc<Inbox>,
+    /// Those whose cut has been taken.
+    pub serving: Vec<Waiter>,
+    pub last_cut: Instant,
+    /// Requests made through vaults that were closed since.
+    pub past: Counts,
+}
+
+/// What is known once the vault is open and the line is ours.
+pub(super) struct Ready {
+    pub vault: Vault,
+    pub line: Line,
+    pub state: State,
+    pub journal: Option<Journal>,
+}
+
+impl Context {
+    /// Opens the vault and makes sure that the line is ours.
+    pub async fn prepare(&mut self) -> Result<Ready> {
+        self.status.send_modify(|status| {
+            status.phase = Phase::Starting;
+            status.activity.clear();
+        });
+        let vault = (self.connect)().await?.counted_apart();
+        let (folder, machine) = (&self.settings.state_dir, &self.settings.machine);
+        let loaded = State::load(folder, machine)?;
+        let paused = loaded.as_ref().is_some_and(|state| state.paused);
+        let state = loaded.filter(|state| state.vault == vault.id).unwrap_or_else(|| {
+            let mut fresh = State::new(machine, vault.id);
+            fresh.paused = paused;
+            fresh
+        });
+        let line = commit::line(&vault, machine);
+        let mut ready = Ready { vault, line, state, journal: None };
+        if !ready.state.claimed {
+            self.claim(&mut ready).await?;
+        }
+        while let Some(there) = ready.line.probe(ready.state.head + 1, ready.state.owner()).await? {
+            let adopted = commit::settle(&ready.line, ready.state.head + 1, there)?;
+            self.remember(&mut ready, &adopted)?;
+        }
+        let sync = ready.state.sync.as_ref();
+        ready.journal = sync.map(|sync| Journal::open(folder, machine, sync.id)).transpose()?;
+        Ok(ready)
+    }
+
+    /// Begins a generation: pick the newest point, then claim; if the head moved meanwhile, pick again.
+    async fn claim(&self, ready: &mut Ready) -> Result<()> {
+        for _ in 0..CLAIMS {
+            let (line, state) = (&ready.line, &mut ready.state);
+            state.head = line.find_head().await?;
+            state.generation = 1;
+            state.point = None;
+            if let Some(bytes) = line.read(state.head).await? {
+                let head = commit::read(line, state.head, &bytes)?;
+                state.point = if head.is_point() { Some(head.id()) } else { head.parent };
+                if head.writer == state.writer {
+                    // A claim of ours whose reply was lost.
+                    state.generation = head.generation;
+                    state.claimed = true;
+                    return state.save(&self.settings.state_dir);
+                }
+                state.generation = head.generation + 1;
+            }
+            // The writer's id must survive before its first entry exists.
+            state.save(&self.settings.state_dir)?;
+            let header = self.header(state, EntryKind::Claim, Timestamp::now(), Vec::new());
+            match commit::append(line, header, &[], None).await {
+                Ok(Outcome::Committed(claim) | Outcome::Adopted(claim)) => {
+                    state.claimed = true;
+                    return self.remember(ready, &claim);
+                }
+                Err(e) if e.kind == Kind::Fenced => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let message = "other writers keep claiming the machine's line";
+        Err(Error::new(Kind::Fenced, &self.settings.machine, message)
+            .remedy("let only one site replicate this machine"))
+    }
+
+    pub fn header(&self, state: &State, kind: EntryKind, time: Timestamp, disks: Vec<PointDisk>) -> Header {
+        Header {
+            machine: self.settings.machine.clone(),
+            number: state.head + 1,
+            generation: state.generation,
+            writer: state.writer,
+            host: self.settings.host.clone(),
+            kind,
+            parent: state.point,
+            time,
+            disks,
+            bytes: 0,
+            logical: 0,
+        }
+    }
+
+    /// Makes the local state follow an entry of ours that the vault has.
+    pub fn remember(&self, ready: &mut Ready, entry: &Committed) -> Result<()> {
+        let sync = ready.state.sync.clone();
+        ready.state.remember(entry.header());
+        ready.state.save(&self.settings.state_dir)?;
+        if let Some(sync) = sync.filter(|_| ready.state.sync.is_none()) {
+            ready.journal = None;
+            Journal::remove(&self.settings.state_dir, &self.settings.machine)?;
+            if let Some(mut job) = self.settings.jobs.get(sync.job)? {
+                job.bytes_done = job.bytes_total;
+                self.settings.jobs.end(job, Ok(()))?;
+            }
+        }
+        Ok(())
+    }
+}
