@@ -1,4 +1,5 @@
-//! The `nbd` crate's client is a legacy client if ever there was one: EXPORT_NAME, the 124 zeroes, simple replies.
+//! The `nbd` crate's client is a legacy client if ever there was one: EXPORT_NAME, the 124 zeroes, simple replies. Its server is
+//! as poor a peer: no GO, no flags to speak of, and it hangs up rather than say no.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -56,4 +57,50 @@ fn a_legacy_client_that_names_no_export_of_ours_is_hung_up_on() {
     nbd::client::handshake(&mut stream, b"vm1/root").expect("a handshake");
     lifeboat.wait_protected();
     lifeboat.stop();
+}
+
+/// Serves `size` bytes to one client, as poorly as it can; the export is called "disk".
+fn poor_server(size: u64) -> (UnixStream, std::thread::JoinHandle<std::io::Result<()>>) {
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+    let limit = Some(std::time::Duration::from_secs(30));
+    ours.set_read_timeout(limit).and_then(|()| theirs.set_read_timeout(limit)).expect("time limits");
+    let serve = std::thread::spawn(move || {
+        let export = |name: &str| match name {
+            "disk" => Ok(nbd::Export { size, send_flush: true, ..nbd::Export::<()>::default() }),
+            _ => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        nbd::server::handshake(&mut theirs, export)?;
+        nbd::server::transmission(
+            &mut theirs,
+            std::io::Cursor::new(vec![0; usize::try_from(size).expect("a size")]),
+        )
+    });
+    (ours, serve)
+}
+
+#[test]
+fn our_client_copes_with_a_poor_server() {
+    let (stream, serve) = poor_server(4 * MIB);
+    let mut client = nbd_proxy::client::Client::negotiate(stream, "disk").expect("a handshake without GO");
+    assert_eq!((client.size(), client.read_only()), (4 * MIB, false));
+    let mut data = vec![0; 2_500_000];
+    Random::new(6).fill(&mut data);
+    client.write(&data, 12_345).expect("a write");
+    client.flush().expect("a flush");
+    let mut back = vec![0; data.len()];
+    client.read(&mut back, 12_345).expect("a read");
+    assert!(back == data, "other bytes came back than were written");
+    // What it does not offer is refused here, so that the stream stays in step.
+    assert_eq!(client.trim(0, 4096).expect_err("no trim").kind, nbd_proxy::Kind::InvalidInput);
+    client.read(&mut back[..512], 0).expect("the connection is in step");
+    client.close().expect("a farewell");
+    serve.join().expect("the server").expect("an end without error");
+}
+
+#[test]
+fn our_client_names_what_a_poor_server_hung_up_on() {
+    let (stream, serve) = poor_server(MIB);
+    let error = nbd_proxy::client::Client::negotiate(stream, "other").expect_err("there is no such export");
+    assert_eq!((error.kind, error.object.as_str()), (nbd_proxy::Kind::Unavailable, "other"));
+    serve.join().expect("the server").expect_err("it refused");
 }

@@ -1,4 +1,5 @@
-//! A small NBD client: one connection, one request at a time, fixed newstyle with GO and simple replies.
+//! A small NBD client: one connection, one request at a time, fixed newstyle with GO and simple replies. A server that
+//! does not know GO is asked by EXPORT_NAME, which can refuse only by hanging up.
 //!
 //! It exists to put load on an export from inside our own programs. It trusts no server: every length is bounded before
 //! anything is allocated, the reply must name the request, and a server that hangs is given up after
@@ -31,10 +32,14 @@ const REPLY_MAGIC: u32 = 0x6744_6698;
 
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 2;
+const OPTION_EXPORT_NAME: u32 = 1;
 const OPTION_GO: u32 = 7;
 const REPLY_ACK: u32 = 1;
 const REPLY_INFO: u32 = 3;
 const REPLY_IS_ERROR: u32 = 1 << 31;
+const REPLY_UNSUPPORTED: u32 = REPLY_IS_ERROR | 1;
+/// What follows the answer to EXPORT_NAME, unless both sides agreed to leave it out.
+const ZEROES: usize = 124;
 const INFO_EXPORT: u16 = 0;
 
 const FLAG_READ_ONLY: u16 = 1 << 1;
@@ -73,8 +78,10 @@ impl<S: Read + Write> Client<S> {
     /// Agrees on `export` over a fresh connection.
     pub fn negotiate(stream: S, export: &str) -> Result<Self> {
         let mut client = Self { stream, export: export.to_owned(), size: 0, flags: 0, cookie: 0 };
-        client.greet()?;
-        client.go()?;
+        let no_zeroes = client.greet()?;
+        if !client.go()? {
+            client.export_name(no_zeroes)?;
+        }
         Ok(client)
     }
 
@@ -136,17 +143,36 @@ impl<S: Read + Write> Client<S> {
         self.request(DISCONNECT, 0, 0, &[])
     }
 
-    fn greet(&mut self) -> Result<()> {
+    /// Whether the zeroes after EXPORT_NAME are left out.
+    fn greet(&mut self) -> Result<bool> {
         let magic = self.u64()?;
         let option_magic = self.u64()?;
         let flags = self.u16()?;
         if magic != MAGIC || option_magic != OPTION_MAGIC || flags & FIXED_NEWSTYLE == 0 {
             return Err(self.nonsense("the server does not speak fixed newstyle NBD"));
         }
-        self.send(&u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes())
+        self.send(&u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes())?;
+        Ok(flags & NO_ZEROES != 0)
     }
 
-    fn go(&mut self) -> Result<()> {
+    fn export_name(&mut self, no_zeroes: bool) -> Result<()> {
+        let name = self.export.clone().into_bytes();
+        let mut option = Vec::with_capacity(name.len() + 16);
+        option.extend(OPTION_MAGIC.to_be_bytes());
+        option.extend(OPTION_EXPORT_NAME.to_be_bytes());
+        option.extend(self.length(name.len())?.to_be_bytes());
+        option.extend(name);
+        self.send(&option)?;
+        let described = self.bytes::<10>()?;
+        self.describe(described)?;
+        if !no_zeroes {
+            self.bytes::<ZEROES>()?;
+        }
+        Ok(())
+    }
+
+    /// Asks for the export; `false` if the server does not know how to be asked.
+    fn go(&mut self) -> Result<bool> {
         let name = self.export.clone().into_bytes();
         let name_len = self.length(name.len())?;
         let mut option = Vec::with_capacity(name.len() + 22);
@@ -161,7 +187,8 @@ impl<S: Read + Write> Client<S> {
         for _ in 0..OPTION_REPLIES_MAX {
             let (kind, data) = self.option_reply()?;
             match kind {
-                REPLY_ACK if described => return Ok(()),
+                REPLY_ACK if described => return Ok(true),
+                REPLY_UNSUPPORTED if !described => return Ok(false),
                 REPLY_ACK => return Err(self.nonsense("the server agreed without saying the export's size")),
                 REPLY_INFO => described |= self.info(&data)?,
                 kind if kind & REPLY_IS_ERROR != 0 => {
@@ -197,15 +224,21 @@ impl<S: Read + Write> Client<S> {
         if u16::from_be_bytes(*kind) != INFO_EXPORT {
             return Ok(false);
         }
-        let (Some((size, flags)), 10) = (rest.split_first_chunk(), rest.len()) else {
-            return Err(self.nonsense("an export description of the wrong length"));
-        };
-        self.size = u64::from_be_bytes(*size);
-        self.flags = flags.first_chunk().map_or(0, |flags| u16::from_be_bytes(*flags));
+        let described =
+            rest.try_into().map_err(|_| self.nonsense("an export description of the wrong length"))?;
+        self.describe(described)?;
+        Ok(true)
+    }
+
+    /// Takes in an export's size and flags.
+    fn describe(&mut self, described: [u8; 10]) -> Result<()> {
+        let [size @ .., high, low] = described;
+        self.size = u64::from_be_bytes(size);
+        self.flags = u16::from_be_bytes([high, low]);
         if i64::try_from(self.size).is_err() {
             return Err(self.nonsense("an export of impossible size"));
         }
-        Ok(true)
+        Ok(())
     }
 
     fn request(&mut self, command: u16, offset: u64, len: u32, payload: &[u8]) -> Result<()> {

@@ -90,6 +90,19 @@ fn an_answered_error_leaves_the_connection_in_step() {
 }
 
 #[test]
+fn a_server_without_go_is_asked_by_export_name() {
+    let described = [(1_u64 << 20).to_be_bytes().to_vec(), vec![0, 1]].concat();
+    let unsupported = option_reply(REPLY_UNSUPPORTED, b"");
+    let client = talk(&[greeting(), unsupported.clone(), described.clone()]).unwrap();
+    assert_eq!((client.size(), client.flags), (1 << 20, 1));
+    // A server that never heard of leaving the zeroes out sends them.
+    let old = [b"NBDMAGICIHAVEOPT".to_vec(), vec![0, 1]].concat();
+    let parts = [old, unsupported, described, vec![0; ZEROES], simple_reply(0, 1)];
+    let mut client = talk(&parts).unwrap();
+    client.write(b"data", 0).unwrap();
+}
+
+#[test]
 fn an_absent_export_is_named() {
     let error = talk(&[greeting(), option_reply(REPLY_IS_ERROR | 6, b"no such export")]).unwrap_err();
     assert_eq!(error.kind, Kind::NotFound);
