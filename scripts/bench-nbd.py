@@ -9,6 +9,8 @@ under the empty name unless --export names one. Rounds are interleaved: each row
 changing order, with dirty pages written back in between; medians are printed. A command is split like a shell would, and is
 ready when its socket accepts. Others: nbdkit file, qemu-nbd with threads, qemu-nbd with io_uring where it runs.
 
+On a machine with other work, run it under `chrt -r 5`: servers and clients then do not wait for anybody else.
+
 Needs fio with the nbd engine; nbdkit and qemu-nbd, as far as present, are what we are compared with.
 """
 
@@ -94,11 +96,16 @@ class Server:
 
 
 def make_image(path, size):
-    """A fully written, synced image, all of it in the page cache."""
-    with open(path, "wb") as image:
+    """A fully written, synced image, all of it in the page cache, in pages of 4 KiB.
+
+    Large writes would leave the cache in large folios here and in small ones there, as memory happens to be; a small write into
+    a large folio costs several times as much, and images would differ more than servers do.
+    """
+    with open(path, "wb", buffering=0) as image:
         for _ in range(size):
-            image.write(os.urandom(1 << 20))
-        image.flush()
+            data = os.urandom(1 << 20)
+            for at in range(0, len(data), 4096):
+                image.write(data[at:at + 4096])
         os.fsync(image.fileno())
 
 

@@ -28,8 +28,6 @@ use crate::{Error, Kind, Result};
 const STACK: usize = 512 << 10;
 /// Replies that the kernel may hold for a client.
 const SEND_BUFFER: usize = 512 << 10;
-/// No batch is spread over more processors than this.
-const MAX_LANES: usize = 4;
 /// Pause when the host refuses another descriptor or thread.
 const BREATHER: Duration = Duration::from_millis(100);
 
@@ -43,8 +41,6 @@ struct Present {
 /// All connections of a server.
 pub(super) struct Hall {
     pub(super) limits: Limits,
-    /// Processors that one connection's writes may be spread over.
-    lanes: usize,
     budget: Arc<Budget>,
     present: Mutex<Present>,
     left: Condvar,
@@ -55,7 +51,6 @@ impl Hall {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             limits,
-            lanes: thread::available_parallelism().map_or(1, |count| count.get()).min(MAX_LANES),
             budget: Budget::new(limits.memory),
             present: Mutex::default(),
             left: Condvar::new(),
@@ -84,15 +79,14 @@ impl Hall {
         present.sockets.insert(id, Arc::clone(&socket));
         let guest = Guest { hall: Arc::clone(self), id };
         let room = Arc::clone(room);
-        let hall = Arc::clone(self);
         let share = self.budget.share();
         let deadline = Instant::now() + self.limits.handshake;
         // The guest's guard takes the lock when it goes, at once if no thread can be had.
         drop(present);
         let builder = thread::Builder::new().name("nbd-client".into()).stack_size(STACK);
         let thread = builder.spawn(move || {
-            serve(&socket, &room, &hall, &share, deadline);
-            drop((socket, room, hall, share));
+            serve(&socket, &room, &share, deadline);
+            drop((socket, room, share));
             drop(guest);
         })?;
         self.lock().threads.push(thread);
@@ -142,7 +136,7 @@ struct Room {
 }
 
 /// One connection from first byte to last.
-fn serve(socket: &Arc<Socket>, room: &Room, hall: &Hall, share: &Share, deadline: Instant) {
+fn serve(socket: &Arc<Socket>, room: &Room, share: &Share, deadline: Instant) {
     let mut inbox = Inbox::new(share.sizes.inbox);
     let chosen = match handshake::shake_hands(socket, Arc::clone(&room.infos), &mut inbox, deadline) {
         Ok(Some(chosen)) => chosen,
@@ -162,7 +156,6 @@ fn serve(socket: &Arc<Socket>, room: &Room, hall: &Hall, share: &Share, deadline
         disk: Arc::clone(disk),
         export: info.name.clone(),
         chunk: share.sizes.chunk,
-        lanes: hall.lanes,
     });
     let member = Clients::enter(&session);
     // Only now may the client believe that it is connected: nothing older will be carried out behind its back.

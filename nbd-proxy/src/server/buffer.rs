@@ -70,6 +70,17 @@ impl Inbox {
         self.touched = self.touched.max(self.end);
     }
 
+    /// Gives the memory away, with what lies at remembered positions, and goes on with other memory. Only an empty
+    /// inbox can: nothing unread may be lost.
+    pub(super) fn give_away(&mut self, other: Vec<u8>) -> Option<Vec<u8>> {
+        if self.start != self.end {
+            return None;
+        }
+        let other = if other.len() == self.buf.len() { other } else { vec![0; self.buf.len()] };
+        (self.start, self.end) = (0, 0);
+        Some(std::mem::replace(&mut self.buf, other))
+    }
+
     /// Whether giving the buffer back would free memory worth the trouble.
     pub(super) fn is_bulky(&self) -> bool {
         self.touched > KEEP && self.start == self.end

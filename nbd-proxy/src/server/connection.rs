@@ -13,13 +13,12 @@ mod large;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::buffer::{Inbox, Staging};
 use super::outbox::{Patience, Standing};
-use super::pace::Pace;
 use super::read::{self, Answer};
-use super::session::{Copied, Job, Session, Work};
+use super::session::{Job, Session, Work};
 use super::socket::Wake;
 use crate::device::{Extent, Write, ZeroMode};
 use crate::nbd::wire::{REQUEST_LEN, SIMPLE_REPLY_LEN};
@@ -63,9 +62,12 @@ pub(super) struct Connection {
     results: Vec<io::Result<()>>,
     extents: Vec<Extent>,
     scratch: Vec<u8>,
-    pace: Pace,
     /// The client has been silent for a while.
     resting: bool,
+    /// The last request was large.
+    behind_large: bool,
+    /// The client sends large requests without waiting for replies.
+    deep: bool,
 }
 
 impl Connection {
@@ -83,8 +85,9 @@ impl Connection {
             results: Vec::new(),
             extents: Vec::new(),
             scratch: Vec::new(),
-            pace: Pace::default(),
             resting: false,
+            behind_large: false,
+            deep: false,
         }
     }
 
@@ -128,6 +131,7 @@ impl Connection {
             if self.inbox.bytes().len() >= whole {
                 let position = self.inbox.position() + REQUEST_LEN;
                 self.inbox.consume(whole);
+                self.behind_large = whole >= LARGE;
                 if self.handle(&raw, position) == Flow::End {
                     return Flow::End;
                 }
@@ -163,6 +167,9 @@ impl Connection {
             }
             Request::Write { offset, len, fua } => {
                 let len = usize::try_from(len).unwrap_or(usize::MAX);
+                if !fua && len >= LARGE && self.deep && self.hand_over_slab(cookie, offset, position, len) {
+                    return Flow::On;
+                }
                 if !fua {
                     self.batch.push(Pending { cookie, offset, position, len });
                     return Flow::On;
@@ -243,8 +250,6 @@ impl Connection {
         if self.batch.is_empty() {
             return;
         }
-        self.spread_batch();
-        let begin = Instant::now();
         let mut writes = recycle(std::mem::take(&mut self.writes));
         writes.extend(self.batch.iter().map(|pending| Write {
             offset: pending.offset,
@@ -254,7 +259,6 @@ impl Connection {
         self.results.clear();
         self.session.disk.device.write_batch(&writes, &mut self.results);
         self.writes = recycle(writes);
-        self.pace.note(begin.elapsed(), self.batch.len());
         let mut batch = std::mem::take(&mut self.batch);
         let mut results = std::mem::take(&mut self.results);
         let silent = || Some(Err(io::Error::other("the device gave no result")));
@@ -263,30 +267,6 @@ impl Connection {
             self.complete(pending.cookie, result);
         }
         (self.batch, self.results) = (batch, results);
-    }
-
-    /// Where single writes cost more than a change of threads (a file system can take tens of microseconds for a small
-    /// write into a large folio of the page cache), workers do their share of the batch at the same time.
-    fn spread_batch(&mut self) {
-        let lanes = self.pace.lanes(self.batch.len(), self.session.lanes);
-        let share = self.batch.len() / lanes;
-        for _ in 1..lanes {
-            let tail = self.batch.split_off(self.batch.len() - share);
-            let mut data = Vec::with_capacity(tail.iter().map(|pending| pending.len).sum());
-            tail.iter()
-                .for_each(|pending| data.extend_from_slice(self.inbox.at(pending.position, pending.len)));
-            if !self.session.outbox.admit(data.len(), false) {
-                self.batch.extend(tail);
-                return;
-            }
-            let copied = |pending: Pending| Copied {
-                cookie: pending.cookie,
-                offset: pending.offset,
-                len: pending.len,
-            };
-            let (counted, writes) = (data.len(), tail.into_iter().map(copied).collect());
-            Job::submit(&self.session, 0, Work::Batch { writes, data }, counted);
-        }
     }
 
     fn complete(&mut self, cookie: Cookie, result: io::Result<()>) {
@@ -330,38 +310,51 @@ impl Connection {
     /// Waits for more bytes and receives them; false when the connection is to end.
     fn receive(&mut self) -> bool {
         loop {
-            let idle = match self.may_receive() {
-                Some(idle) => idle,
-                None => return false,
-            };
-            // The rest of a large payload is received by itself: the inbox is empty behind it, and nothing is moved.
-            let received = if idle && self.wanted >= LARGE {
-                self.session.socket.receive_all(self.inbox.rest(self.wanted))
-            } else {
-                self.session.socket.receive(self.inbox.space(self.wanted))
-            };
-            match received {
-                Ok(received) => {
-                    self.inbox.received(received);
-                    return received > 0 && !self.session.socket.halted();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let received = match self.receive_some() {
+                Ok(Some(received)) => received,
+                Ok(None) => {
                     self.give_back();
                     // Nothing is left to give back: the next wait needs no end.
                     self.resting = true;
+                    continue;
                 }
                 Err(_) => return false,
-            }
+            };
+            self.inbox.received(received);
+            return received > 0 && !self.session.socket.halted();
         }
     }
 
+    /// One receive; `None` if the client has been silent for a while.
+    fn receive_some(&mut self) -> io::Result<Option<usize>> {
+        let session = Arc::clone(&self.session);
+        let partial = !self.inbox.bytes().is_empty();
+        if (partial || self.big.is_some()) && self.wanted >= LARGE {
+            // The rest of a large payload is received by itself: the inbox is empty behind it, and nothing is moved.
+            // A client in the middle of a payload goes on with it, so there is no harm in waiting for that alone.
+            return patient(session.socket.receive_all(self.inbox.rest(self.wanted)));
+        }
+        if std::mem::take(&mut self.behind_large) {
+            // Is the next request on its way already?
+            let received = session.socket.receive_now(self.inbox.space(REQUEST_LEN))?;
+            self.deep = received.is_some();
+            if received.is_some() {
+                return Ok(received);
+            }
+        }
+        if !self.may_receive() {
+            return Ok(Some(0));
+        }
+        patient(session.socket.receive(self.inbox.space(self.wanted)))
+    }
+
     /// Waits until a receive may wait by itself: nothing is under way that would have to be seen to meanwhile, or
-    /// there is something to receive. Says whether nothing is under way; nothing at all when the connection is to end.
-    fn may_receive(&mut self) -> Option<bool> {
+    /// there is something to receive. False when the connection is to end.
+    fn may_receive(&mut self) -> bool {
         let session = &self.session;
         loop {
             if session.socket.halted() {
-                return None;
+                return false;
             }
             let Standing { idle, stalled } = session.outbox.standing(false);
             if idle && stalled {
@@ -369,16 +362,16 @@ impl Connection {
                 continue;
             }
             if idle && !self.resting {
-                return Some(true);
+                return true;
             }
             match session.socket.wait(true, stalled, None) {
                 Ok(Wake::Readable) => {
                     self.resting = false;
-                    return Some(idle);
+                    return true;
                 }
                 Ok(Wake::Writable) => session.pump(Patience::Wait),
                 Ok(Wake::Bell | Wake::Timeout) => {}
-                Err(_) => return None,
+                Err(_) => return false,
             }
         }
     }
@@ -405,6 +398,14 @@ impl Connection {
             }
         }
         session.pump(Patience::Wait);
+    }
+}
+
+/// A receive that ran out of patience is `None`.
+fn patient(received: io::Result<usize>) -> io::Result<Option<usize>> {
+    match received {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -22,7 +22,6 @@ mod connection;
 mod handshake;
 mod listen;
 mod outbox;
-mod pace;
 mod pool;
 mod read;
 mod session;

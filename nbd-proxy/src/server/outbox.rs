@@ -112,6 +112,11 @@ impl<P> Outbox<P> {
         found.map(|index| state.spares.swap_remove(index)).unwrap_or_default()
     }
 
+    /// Keeps a used buffer for [`Outbox::spare`].
+    pub(super) fn recycle(&self, bytes: Vec<u8>) {
+        self.lock().recycle(bytes);
+    }
+
     /// Frees the buffers kept for reuse.
     pub(super) fn drop_spares(&self) {
         self.lock().spares.clear();

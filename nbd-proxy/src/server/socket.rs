@@ -68,6 +68,18 @@ impl Socket {
         }
     }
 
+    /// Receives what is there, if anything is; `None` if not.
+    pub(super) fn receive_now(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match rustix::net::recv(&self.fd, &mut *buf, RecvFlags::DONTWAIT) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Ok((len, _)) => return Ok(Some(len)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Receives until `buf` is full or the end comes; waits as long as that takes.
     pub(super) fn receive_all(&self, buf: &mut [u8]) -> io::Result<usize> {
         loop {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::outbox::Patience;
 use super::super::read;
-use super::super::session::Work;
+use super::super::session::{Job, Work};
 use super::{Connection, Flow};
 use crate::device::Write;
 use crate::nbd::{Cookie, RawRequest, Refusal, Request, reply};
@@ -116,5 +116,20 @@ impl Connection {
             None => self.complete(big.cookie, Ok(())),
         }
         Flow::On
+    }
+
+    /// Gives a write that fills the inbox by itself to a worker, memory and all, so that the next one is received while
+    /// the device takes it. False if that cannot be.
+    pub(super) fn hand_over_slab(&mut self, cookie: Cookie, offset: u64, at: usize, len: usize) -> bool {
+        self.run_batch();
+        let session = &self.session;
+        if !self.inbox.bytes().is_empty() || !session.outbox.admit(len, false) {
+            return false;
+        }
+        let Some(buf) = self.inbox.give_away(session.outbox.spare(self.inbox.capacity())) else {
+            return false;
+        };
+        Job::submit(session, cookie, Work::Slab { offset, at, len, buf }, len);
+        true
     }
 }

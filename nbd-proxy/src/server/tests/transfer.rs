@@ -88,16 +88,27 @@ fn the_writes_of_one_wake_up_are_one_batch() {
 }
 
 #[test]
-fn costly_writes_are_spread_over_processors() {
-    let stand = Stand::new(MemDevice::new(MIB));
+fn large_writes_in_a_row_are_received_while_the_device_takes_them() {
+    let stand = Stand::new(MemDevice::new(32 * MIB));
     let mut client = Client::new(&stand.socket, "m/disk");
-    stand.device.slowness.store(200, Ordering::SeqCst);
-    write_together(&mut client, 16);
-    stand.device.batches.lock().unwrap().clear();
-    write_together(&mut client, 16);
-    let batches = stand.device.batches.lock().unwrap().clone();
-    let lanes = std::thread::available_parallelism().unwrap().get().min(4);
-    assert_eq!((batches.len(), batches.iter().sum::<usize>()), (lanes, 16));
+    let len = 200_000_u32;
+    let mut sender = client.stream.try_clone().unwrap();
+    let sending = std::thread::spawn(move || {
+        for cookie in 0..100_u64 {
+            let offset = cookie * u64::from(len);
+            let header = RawRequest { flags: 0, command: cmd::WRITE, cookie, offset, len }.encode();
+            let data = pattern(len as usize, usize::try_from(cookie).unwrap());
+            sender.write_all(&[&header[..], &data].concat()).unwrap();
+        }
+    });
+    let replies: HashSet<(u64, u32)> =
+        (0..100).map(|_| client.reply(0)).map(|reply| (reply.cookie, reply.errno)).collect();
+    assert_eq!(replies, (0..100).map(|cookie| (cookie, 0)).collect());
+    sending.join().unwrap();
+    for cookie in 0..100_u64 {
+        let read = client.read(cookie * u64::from(len), len);
+        assert!(read == pattern(len as usize, usize::try_from(cookie).unwrap()), "write {cookie}");
+    }
 }
 
 #[test]
