@@ -174,7 +174,7 @@ impl Work<'_> {
             }
             Outcome::Adopted(point) => {
                 // What waits is served by the next cut, which includes this one.
-                self.ctx.remember(self.ready, &point)?;
+                self.ctx.adopt(self.ready, &point)?;
                 return Ok(false);
             }
         }
