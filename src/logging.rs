@@ -21,6 +21,11 @@ pub fn start(format: LogFormat, quiet: &str) -> Result<()> {
             )
         })?,
     };
+    // An authority that is not known is an error of ours, told once and with its remedy.
+    let filter = match "rustls_platform_verifier=off".parse() {
+        Ok(quiet) if std::env::var_os("LIFEBOAT_LOG").is_none() => filter.add_directive(quiet),
+        _ => filter,
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -1,11 +1,13 @@
 //! How answers look: JSON with stable keys, tables for people, errors with what to do.
 
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytesize::ByteSize;
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::{Timestamp, Unit};
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use nbd_proxy::{Error, Kind, Result};
 use serde::Serialize;
 
@@ -56,7 +58,9 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
     for row in rows {
         table.add_row(row);
     }
-    table.to_string()
+    // Cells are padded, also at the end of a line.
+    let text = table.to_string();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
 /// Bytes for people: `1.5 GiB`.
@@ -86,6 +90,13 @@ pub fn percent(done: u64, total: u64) -> u64 {
     share.checked_div(u128::from(total)).and_then(|percent| u64::try_from(percent).ok()).unwrap_or(100)
 }
 
+/// A point's time for people, to the millisecond and never before the point itself: who restores to the time that was
+/// shown gets this point, not the one before.
+pub fn instant(at: Timestamp) -> String {
+    let up = TimestampRound::new().smallest(Unit::Millisecond).mode(RoundMode::Ceil);
+    at.round(up).unwrap_or(at).to_string()
+}
+
 /// A time for people: RFC 3339 to the second.
 pub fn time(at: Timestamp) -> String {
     at.round(Unit::Second).unwrap_or(at).to_string()
@@ -102,7 +113,7 @@ pub fn word<T: Serialize>(state: &T) -> String {
 
 /// A progress bar on a terminal, and nothing anywhere else.
 #[derive(Clone, Debug)]
-pub struct Bar(Option<ProgressBar>);
+pub struct Bar(Option<(ProgressBar, Arc<AtomicU64>)>);
 
 impl Bar {
     /// A bar that counts bytes.
@@ -112,20 +123,26 @@ impl Bar {
         }
         let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(Some(ProgressBar::new(0).with_style(style).with_message(what)))
+        Self(Some((ProgressBar::new(0).with_style(style).with_message(what), Arc::default())))
     }
 
-    /// `done` of `total` bytes are through.
+    /// `done` of `total` bytes are through. Threads may tell it out of order: a bar never goes back.
     pub fn at(&self, done: u64, total: u64) {
-        if let Some(bar) = &self.0 {
+        let Some((bar, most)) = &self.0 else { return };
+        if bar.length() != Some(total) {
             bar.set_length(total);
-            bar.set_position(done);
+        }
+        let before = most.fetch_max(done, Relaxed);
+        bar.inc(done.saturating_sub(before));
+        if done >= total {
+            bar.set_message("writing down and checking");
+            bar.force_draw();
         }
     }
 
     /// Takes the bar away.
     pub fn end(&self) {
-        if let Some(bar) = &self.0 {
+        if let Some((bar, _)) = &self.0 {
             bar.finish_and_clear();
         }
     }
@@ -146,6 +163,14 @@ mod tests {
             [percent(0, 0), percent(2, 5), percent(9, 5), percent(u64::MAX - 1, u64::MAX)],
             [100, 40, 100, 99]
         );
+    }
+
+    #[test]
+    fn the_time_that_is_shown_of_a_point_names_that_point() {
+        let at: Timestamp = "2026-05-04T10:00:00.123456789Z".parse().unwrap();
+        assert_eq!(instant(at), "2026-05-04T10:00:00.124Z");
+        assert!(instant(at).parse::<Timestamp>().unwrap() >= at);
+        assert_eq!(time(at), "2026-05-04T10:00:00Z");
     }
 
     #[test]

@@ -233,7 +233,17 @@ fn a_resync_keeps_every_point_and_ends_in_an_exact_one() {
     site.ok(&["wait", "web1", "--for", "protected", "--timeout", "60s"]);
     let before = cut(&site);
     let then = bytes(&site.path("root.img"));
+    // Asked at once after the reply, it says what is going on: nobody takes the old state for the new one.
     site.ok(&["resync", "web1"]);
+    let early = site.run(&["wait", "web1", "--for", "protected", "--timeout", "0s"]);
+    assert!(early.code == 0 || early.stderr.contains("root is resync"), "{}", early.stderr);
+    if early.code == 0 {
+        assert_eq!(
+            site.ok(&["jobs", "--json"]).json()["jobs"][0]["kind"],
+            "resync",
+            "the old state was seen"
+        );
+    }
     write(&site, "root", 1 << 20, 2);
     site.ok(&["wait", "web1", "--for", "protected", "--timeout", "60s"]);
     let after = cut(&site);
@@ -241,6 +251,7 @@ fn a_resync_keeps_every_point_and_ends_in_an_exact_one() {
     let jobs = site.ok(&["jobs", "--json"]).json();
     assert_eq!(jobs["jobs"][0]["kind"], "resync", "{jobs}");
     assert_eq!(jobs["jobs"][0]["state"], "done", "{jobs}");
+    assert_eq!(jobs["jobs"][0]["cause"], "asked for by `lifeboat resync`", "{jobs}");
     restore(&site.vault(), &site.path("before"), &["--point", &before]);
     assert!(bytes(&site.path("before/root.raw")) == then);
     restore(&site.vault(), &site.path("after"), &["--point", &after]);

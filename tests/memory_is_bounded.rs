@@ -22,7 +22,6 @@ fn under_load_and_after_huge_changes() {
     let scratch = Scratch::new();
     let huge = scale("LIFEBOAT_HUGE_MIB", 768);
     let setup = Setup::new().disk("root", GIB + huge * MIB).disk("empty", 1024 * GIB);
-    let setup = Setup::new().disk("root", GIB + huge * MIB).disk("empty", 1024 * GIB);
     let mut lifeboat = setup.create(&scratch, &Store::folder(&scratch)).run_apart();
     lifeboat.wait_protected();
 
@@ -60,7 +59,7 @@ fn under_load_and_after_huge_changes() {
         in_mib(uploader_most)
     );
     let disks: u64 = lifeboat.disks().iter().map(|disk| disk.size).sum();
-    let proxy_limit = PROXY_MAX + PROXY_PER_TIB * disks / (1024 * GIB);
+    let proxy_limit = PROXY_MAX + disks.div_ceil(1024 * GIB) * PROXY_PER_TIB;
     assert!(proxy_most <= proxy_limit, "proxy: {proxy_most} bytes, {proxy_limit} promised");
     assert!(uploader_most <= UPLOADER_MAX, "uploader: {uploader_most} bytes, {UPLOADER_MAX} promised");
     lifeboat.stop();

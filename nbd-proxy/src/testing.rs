@@ -21,6 +21,8 @@ pub struct MemDevice {
     pub bad_errno: AtomicUsize,
     /// Reads, writes of single workers and flushes wait while this is held.
     pub gate: Gate,
+    /// Every write takes so many microseconds.
+    pub slowness: AtomicU64,
     pub batches: Mutex<Vec<usize>>,
     pub flushes: AtomicUsize,
     pub durable_writes: AtomicUsize,
@@ -78,6 +80,7 @@ impl MemDevice {
             bad_byte: AtomicU64::new(u64::MAX),
             bad_errno: AtomicUsize::new(5),
             gate: Gate::default(),
+            slowness: AtomicU64::new(0),
             batches: Mutex::default(),
             flushes: AtomicUsize::new(0),
             durable_writes: AtomicUsize::new(0),
@@ -105,6 +108,7 @@ impl MemDevice {
             self.gate.pass();
             self.durable_writes.fetch_add(1, Ordering::SeqCst);
         }
+        std::thread::sleep(std::time::Duration::from_micros(self.slowness.load(Ordering::SeqCst)));
         self.check(write.offset, write.data.len())?;
         let range = Self::range(write.offset, write.data.len());
         self.allocated.lock().unwrap()[range.start / BLOCK..range.end.div_ceil(BLOCK)].fill(true);

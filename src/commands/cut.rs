@@ -51,6 +51,8 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
         }
     };
     output::answer(context.json, &cut, |cut| {
-        format!("point {} of {}: {} in {} puts", cut.point, cut.time, output::size(cut.bytes), cut.puts)
+        let objects = if cut.puts == 1 { "object" } else { "objects" };
+        let (time, size) = (output::instant(cut.time), output::size(cut.bytes));
+        format!("point {} of {time}: {size} in {} {objects}", cut.point, cut.puts)
     })
 }

@@ -65,7 +65,7 @@ fn people(answer: &Answer) -> String {
         vec![
             machine.name.clone(),
             machine.latest.clone().unwrap_or_else(|| "no point yet".to_owned()),
-            machine.time.map_or_else(|| "-".to_owned(), output::time),
+            machine.time.map_or_else(|| "-".to_owned(), output::instant),
             machine.disks.to_string(),
             output::size(machine.bytes),
         ]

@@ -60,7 +60,7 @@ fn people(answer: &Answer) -> String {
     let rows = answer.points.iter().map(|point| {
         vec![
             point.id.to_string(),
-            output::time(point.time),
+            output::instant(point.time),
             output::word(&point.kind),
             output::size(point.bytes),
         ]

@@ -101,7 +101,7 @@ fn people(restored: &Restored) -> String {
         ]
     });
     let table = output::table(&["DISK", "FILE", "SIZE", "SHA-256"], rows);
-    format!("point {} of {}\n{table}", restored.point, output::time(restored.time))
+    format!("point {} of {}\n{table}", restored.point, output::instant(restored.time))
 }
 
 /// The job record. Only hosts with a configuration keep one; a restore does not fail for want of it.

@@ -29,7 +29,7 @@ pub fn people(report: &Report) -> String {
 
 fn activity(machine: &Machine) -> String {
     match (machine.activity.as_str(), machine.sync_cause.as_str()) {
-        ("", _) => String::new(),
+        ("", cause) => cause.to_owned(),
         (activity, "") => activity.to_owned(),
         (activity, cause) => format!("{activity} ({cause})"),
     }
@@ -44,13 +44,13 @@ fn rpo(seconds: f64) -> String {
 fn disk(disk: &Disk) -> Vec<String> {
     let copied = if disk.bytes_total > 0 && disk.bytes_done < disk.bytes_total {
         let percent = output::percent(disk.bytes_done, disk.bytes_total);
-        format!("{percent} % of {}", output::size(disk.bytes_total))
+        format!("{percent} % of {} copied; ", output::size(disk.bytes_total))
     } else {
         String::new()
     };
-    let waiting =
-        format!("{} to ship, {} of log", output::size(disk.dirty_bytes), output::size(disk.log_bytes));
-    vec![format!("  {}", disk.name), disk.state.clone(), copied, String::new(), waiting]
+    let (waiting, log) = (output::size(disk.dirty_bytes), output::size(disk.log_bytes));
+    let detail = format!("{copied}{waiting} to ship, {log} of log");
+    vec![format!("  {}", disk.name), disk.state.clone(), String::new(), String::new(), detail]
 }
 
 fn trouble(machine: &Machine) -> String {

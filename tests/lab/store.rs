@@ -114,6 +114,42 @@ pub fn own_seaweed(scratch: &Scratch) -> (Process, u16) {
     (process, port)
 }
 
+/// A SeaweedFS of a test's own that asks for credentials: who signs with others is refused. Its bucket is `bucket1`.
+pub fn guarded_seaweed(scratch: &Scratch) -> (Process, Store) {
+    let port = seaweed_port();
+    let env = s3_env(port);
+    let mut command = Command::new(script());
+    // It takes its only user from its environment.
+    command.arg("s3").arg(scratch.join("s3")).arg(port.to_string()).envs(env.iter().cloned());
+    let process = Process::start(&mut command, &scratch.join("s3.log"));
+    make_bucket(port);
+    (process, Store { kind: Kind::Seaweed, url: format!("s3://bucket1/{}", prefix()), ca_file: None, env })
+}
+
+impl Store {
+    /// The same store with another value of a variable.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        let known = self.env.iter_mut().find(|(known, _)| *known == name);
+        known.unwrap_or_else(|| panic!("this store needs no {name}")).1 = value.to_owned();
+        self
+    }
+
+    /// Makes the bucket or container of `url` below the store's own address.
+    pub fn make(&self, name: &str) {
+        let value =
+            |name: &str| self.env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
+        match (value("AWS_ENDPOINT"), value("AZURE_STORAGE_ENDPOINT"), &self.ca_file) {
+            (Some(endpoint), ..) => put_bucket(&format!("{endpoint}/{name}")),
+            (_, Some(endpoint), Some(ca_file)) => {
+                let port = endpoint.split([':', '/']).find(|part| part.parse::<u16>().is_ok());
+                let port = port.expect("a port in the endpoint");
+                run(Command::new(script()).args(["container", port, name]).arg(ca_file));
+            }
+            _ => panic!("a folder has no buckets"),
+        }
+    }
+}
+
 /// SeaweedFS takes the port 10000 above for itself, so that one must be free and exist.
 fn seaweed_port() -> u16 {
     until("a pair of free ports", Duration::from_secs(10), || {
@@ -125,10 +161,15 @@ fn seaweed_port() -> u16 {
 
 /// The bucket can be made as soon as the server is ready.
 fn make_bucket(port: u16) {
-    let url = format!("http://127.0.0.1:{port}/bucket1");
+    put_bucket(&format!("http://127.0.0.1:{port}/bucket1"));
+}
+
+fn put_bucket(url: &str) {
+    let signed = ["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", "lifeboat:lifeboat"];
     until("SeaweedFS to be ready", Duration::from_secs(90), || {
-        let output = judge::output(Command::new("curl").args(["-sf", "-o", "/dev/null", "-X", "PUT", &url]));
-        output.status.success().then_some(())
+        let mut curl = Command::new("curl");
+        curl.args(["-sf", "-o", "/dev/null", "-X", "PUT"]).args(signed).arg(url);
+        judge::output(&mut curl).status.success().then_some(())
     });
 }
 

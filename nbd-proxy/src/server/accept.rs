@@ -26,6 +26,10 @@ use crate::{Error, Kind, Result};
 
 /// Stack of a connection's thread; only touched pages count.
 const STACK: usize = 512 << 10;
+/// Replies that the kernel may hold for a client.
+const SEND_BUFFER: usize = 512 << 10;
+/// No batch is spread over more processors than this.
+const MAX_LANES: usize = 4;
 /// Pause when the host refuses another descriptor or thread.
 const BREATHER: Duration = Duration::from_millis(100);
 
@@ -39,6 +43,8 @@ struct Present {
 /// All connections of a server.
 pub(super) struct Hall {
     pub(super) limits: Limits,
+    /// Processors that one connection's writes may be spread over.
+    lanes: usize,
     budget: Arc<Budget>,
     present: Mutex<Present>,
     left: Condvar,
@@ -49,6 +55,7 @@ impl Hall {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             limits,
+            lanes: thread::available_parallelism().map_or(1, |count| count.get()).min(MAX_LANES),
             budget: Budget::new(limits.memory),
             present: Mutex::default(),
             left: Condvar::new(),
@@ -67,20 +74,25 @@ impl Hall {
             tracing::info!(limit = self.limits.connections, "closed a connection beyond the limit");
             return Ok(());
         }
+        // A large reply should fit, so that the next one is made while the client reads; a host may allow less.
+        if sockopt::set_socket_send_buffer_size_force(&fd, SEND_BUFFER).is_err() {
+            let _ = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER);
+        }
         let socket = Arc::new(Socket::new(fd)?);
         let id = present.next;
         present.next += 1;
         present.sockets.insert(id, Arc::clone(&socket));
         let guest = Guest { hall: Arc::clone(self), id };
         let room = Arc::clone(room);
+        let hall = Arc::clone(self);
         let share = self.budget.share();
         let deadline = Instant::now() + self.limits.handshake;
         // The guest's guard takes the lock when it goes, at once if no thread can be had.
         drop(present);
         let builder = thread::Builder::new().name("nbd-client".into()).stack_size(STACK);
         let thread = builder.spawn(move || {
-            serve(&socket, &room, &share, deadline);
-            drop((socket, room, share));
+            serve(&socket, &room, &hall, &share, deadline);
+            drop((socket, room, hall, share));
             drop(guest);
         })?;
         self.lock().threads.push(thread);
@@ -130,7 +142,7 @@ struct Room {
 }
 
 /// One connection from first byte to last.
-fn serve(socket: &Arc<Socket>, room: &Room, share: &Share, deadline: Instant) {
+fn serve(socket: &Arc<Socket>, room: &Room, hall: &Hall, share: &Share, deadline: Instant) {
     let mut inbox = Inbox::new(share.sizes.inbox);
     let chosen = match handshake::shake_hands(socket, Arc::clone(&room.infos), &mut inbox, deadline) {
         Ok(Some(chosen)) => chosen,
@@ -150,6 +162,7 @@ fn serve(socket: &Arc<Socket>, room: &Room, share: &Share, deadline: Instant) {
         disk: Arc::clone(disk),
         export: info.name.clone(),
         chunk: share.sizes.chunk,
+        lanes: hall.lanes,
     });
     let member = Clients::enter(&session);
     // Only now may the client believe that it is connected: nothing older will be carried out behind its back.

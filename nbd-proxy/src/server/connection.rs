@@ -9,18 +9,23 @@
 //! The thread ends when the client has hung up, said goodbye or fallen out of step, or the server stops: it reads
 //! nothing more, waits for what its workers have in flight, sends what can be sent, and leaves.
 
+mod large;
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::buffer::{Inbox, Staging};
 use super::outbox::{Patience, Standing};
+use super::pace::Pace;
 use super::read::{self, Answer};
-use super::session::{Job, Session, Work};
+use super::session::{Copied, Job, Session, Work};
 use super::socket::Wake;
 use crate::device::{Extent, Write, ZeroMode};
 use crate::nbd::wire::{REQUEST_LEN, SIMPLE_REPLY_LEN};
 use crate::nbd::{Cookie, RawRequest, Refusal, Request, reply};
+
+use large::BigWrite;
 
 /// Room in the reply buffer besides one chunk.
 pub(super) const REPLY_SLACK: usize = 8 << 10;
@@ -44,21 +49,6 @@ struct Pending {
     len: usize,
 }
 
-/// A WRITE whose payload does not fit the inbox.
-struct BigWrite {
-    cookie: Cookie,
-    offset: u64,
-    left: usize,
-    fua: bool,
-    /// Set once it is refused or has failed: the rest of the payload is only read off the stream.
-    failed: Option<Failure>,
-}
-
-enum Failure {
-    Refused(Refusal),
-    Device(io::Error),
-}
-
 /// See the module.
 pub(super) struct Connection {
     session: Arc<Session>,
@@ -73,6 +63,9 @@ pub(super) struct Connection {
     results: Vec<io::Result<()>>,
     extents: Vec<Extent>,
     scratch: Vec<u8>,
+    pace: Pace,
+    /// The client has been silent for a while.
+    resting: bool,
 }
 
 impl Connection {
@@ -90,11 +83,15 @@ impl Connection {
             results: Vec::new(),
             extents: Vec::new(),
             scratch: Vec::new(),
+            pace: Pace::default(),
+            resting: false,
         }
     }
 
     /// Serves the client to the end.
     pub(super) fn run(mut self) {
+        // Without it buffers are only kept longer.
+        let _ = self.session.socket.set_patience(Some(IDLE));
         loop {
             let flow = self.work();
             self.run_batch();
@@ -241,103 +238,13 @@ impl Connection {
         }
     }
 
-    /// A large READ whose body must be contiguous: sent piece by piece, with the wire held. The first piece is read
-    /// before the header promises anything; if a later one fails, the promise can only be broken by hanging up.
-    fn stream_body(&mut self, cookie: Cookie, offset: u64, len: usize) -> Flow {
-        self.run_batch();
-        self.flush_out();
-        let session = Arc::clone(&self.session);
-        let device = &*session.disk.device;
-        let head = match u32::try_from(len) {
-            Ok(len) if session.negotiated.structured => reply::data(cookie, offset, len, true).to_vec(),
-            _ => reply::simple(cookie, None).to_vec(),
-        };
-        self.out.put(&head);
-        let mut sent = 0;
-        while sent < len {
-            let piece = (len - sent).min(session.chunk);
-            let place = self.out.extend(piece);
-            let filled = place.map_or_else(
-                || Err(io::ErrorKind::OutOfMemory.into()),
-                |place| device.read(place, offset + read::bytes(sent)),
-            );
-            if let Err(error) = filled {
-                self.out.truncate(0);
-                if sent == 0 {
-                    self.complete(cookie, Err(error));
-                    return Flow::On;
-                }
-                tracing::debug!(export = session.export, %error, "a read failed behind its header");
-                session.outbox.end_body();
-                session.give_up();
-                return Flow::End;
-            }
-            let ready = sent > 0
-                || (session.outbox.begin_body() && session.outbox.send_queue(&session.socket).is_ok());
-            if !ready || session.socket.send_all(self.out.bytes()).is_err() {
-                session.outbox.end_body();
-                session.give_up();
-                return Flow::End;
-            }
-            self.out.truncate(0);
-            sent += piece;
-        }
-        session.outbox.end_body();
-        session.pump(Patience::Wait);
-        Flow::On
-    }
-
-    /// A WRITE whose payload is larger than the inbox; its header has been consumed.
-    fn begin_big(&self, raw: &RawRequest, payload: usize) -> BigWrite {
-        let (fua, failed) = match raw.validate(&self.session.negotiated) {
-            Ok(Request::Write { fua, .. }) => (fua, None),
-            Ok(_) => (false, None),
-            Err(refusal) => (false, Some(Failure::Refused(refusal))),
-        };
-        BigWrite { cookie: raw.cookie, offset: raw.offset, left: payload, fua, failed }
-    }
-
-    /// Takes what has arrived of a large payload; `self.big` is set again if more is to come.
-    fn feed(&mut self, mut big: BigWrite) -> Flow {
-        let there = self.inbox.bytes().len().min(big.left);
-        let piece = self.inbox.capacity().min(big.left);
-        let used = if big.failed.is_some() { there } else { piece };
-        if there < used || (used == 0 && big.left > 0) {
-            self.wanted = piece;
-            self.big = Some(big);
-            return Flow::On;
-        }
-        if big.failed.is_none() {
-            let data = self.inbox.bytes().get(..used).unwrap_or_default();
-            self.results.clear();
-            let write = Write { offset: big.offset, data, fua: false };
-            self.session.disk.device.write_batch(&[write], &mut self.results);
-            if let Some(Err(error)) = self.results.pop() {
-                big.failed = Some(Failure::Device(error));
-            }
-        }
-        self.inbox.consume(used);
-        big.offset += read::bytes(used);
-        big.left -= used;
-        if big.left > 0 {
-            self.wanted = self.inbox.capacity().min(big.left);
-            self.big = Some(big);
-            return Flow::On;
-        }
-        match big.failed {
-            Some(Failure::Refused(refusal)) => self.refuse(big.cookie, refusal),
-            Some(Failure::Device(error)) => self.complete(big.cookie, Err(error)),
-            None if big.fua => return self.hand_over(big.cookie, Work::Flush),
-            None => self.complete(big.cookie, Ok(())),
-        }
-        Flow::On
-    }
-
     /// Performs the plain writes gathered so far.
     fn run_batch(&mut self) {
         if self.batch.is_empty() {
             return;
         }
+        self.spread_batch();
+        let begin = Instant::now();
         let mut writes = recycle(std::mem::take(&mut self.writes));
         writes.extend(self.batch.iter().map(|pending| Write {
             offset: pending.offset,
@@ -347,6 +254,7 @@ impl Connection {
         self.results.clear();
         self.session.disk.device.write_batch(&writes, &mut self.results);
         self.writes = recycle(writes);
+        self.pace.note(begin.elapsed(), self.batch.len());
         let mut batch = std::mem::take(&mut self.batch);
         let mut results = std::mem::take(&mut self.results);
         let silent = || Some(Err(io::Error::other("the device gave no result")));
@@ -355,6 +263,30 @@ impl Connection {
             self.complete(pending.cookie, result);
         }
         (self.batch, self.results) = (batch, results);
+    }
+
+    /// Where single writes cost more than a change of threads (a file system can take tens of microseconds for a small
+    /// write into a large folio of the page cache), workers do their share of the batch at the same time.
+    fn spread_batch(&mut self) {
+        let lanes = self.pace.lanes(self.batch.len(), self.session.lanes);
+        let share = self.batch.len() / lanes;
+        for _ in 1..lanes {
+            let tail = self.batch.split_off(self.batch.len() - share);
+            let mut data = Vec::with_capacity(tail.iter().map(|pending| pending.len).sum());
+            tail.iter()
+                .for_each(|pending| data.extend_from_slice(self.inbox.at(pending.position, pending.len)));
+            if !self.session.outbox.admit(data.len(), false) {
+                self.batch.extend(tail);
+                return;
+            }
+            let copied = |pending: Pending| Copied {
+                cookie: pending.cookie,
+                offset: pending.offset,
+                len: pending.len,
+            };
+            let (counted, writes) = (data.len(), tail.into_iter().map(copied).collect());
+            Job::submit(&self.session, 0, Work::Batch { writes, data }, counted);
+        }
     }
 
     fn complete(&mut self, cookie: Cookie, result: io::Result<()>) {
@@ -397,45 +329,57 @@ impl Connection {
 
     /// Waits for more bytes and receives them; false when the connection is to end.
     fn receive(&mut self) -> bool {
-        let session = Arc::clone(&self.session);
-        let mut bulky = self.inbox.is_bulky() || self.out.is_bulky();
+        loop {
+            let idle = match self.may_receive() {
+                Some(idle) => idle,
+                None => return false,
+            };
+            // The rest of a large payload is received by itself: the inbox is empty behind it, and nothing is moved.
+            let received = if idle && self.wanted >= LARGE {
+                self.session.socket.receive_all(self.inbox.rest(self.wanted))
+            } else {
+                self.session.socket.receive(self.inbox.space(self.wanted))
+            };
+            match received {
+                Ok(received) => {
+                    self.inbox.received(received);
+                    return received > 0 && !self.session.socket.halted();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.give_back();
+                    // Nothing is left to give back: the next wait needs no end.
+                    self.resting = true;
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Waits until a receive may wait by itself: nothing is under way that would have to be seen to meanwhile, or
+    /// there is something to receive. Says whether nothing is under way; nothing at all when the connection is to end.
+    fn may_receive(&mut self) -> Option<bool> {
+        let session = &self.session;
         loop {
             if session.socket.halted() {
-                return false;
+                return None;
             }
             let Standing { idle, stalled } = session.outbox.standing(false);
             if idle && stalled {
                 session.pump(Patience::Wait);
                 continue;
             }
-            if idle && !bulky {
-                break;
+            if idle && !self.resting {
+                return Some(true);
             }
-            let deadline = bulky.then(|| Instant::now() + IDLE);
-            match session.socket.wait(true, stalled, deadline) {
-                Ok(Wake::Readable) => break,
-                Ok(Wake::Writable) => session.pump(Patience::Wait),
-                Ok(Wake::Bell) => {}
-                Ok(Wake::Timeout) => {
-                    self.give_back();
-                    bulky = false;
+            match session.socket.wait(true, stalled, None) {
+                Ok(Wake::Readable) => {
+                    self.resting = false;
+                    return Some(idle);
                 }
-                Err(_) => return false,
+                Ok(Wake::Writable) => session.pump(Patience::Wait),
+                Ok(Wake::Bell | Wake::Timeout) => {}
+                Err(_) => return None,
             }
-        }
-        // The rest of a large payload is received by itself: the inbox is empty behind it, and nothing has to be moved.
-        let alone = self.wanted >= LARGE && session.outbox.standing(false).idle;
-        let received = if alone {
-            session.socket.receive_all(self.inbox.rest(self.wanted))
-        } else {
-            session.socket.receive(self.inbox.space(self.wanted))
-        };
-        match received {
-            Ok(received) => {
-                self.inbox.received(received);
-                received > 0 && !session.socket.halted()
-            }
-            Err(_) => false,
         }
     }
 

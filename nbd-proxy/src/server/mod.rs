@@ -22,6 +22,7 @@ mod connection;
 mod handshake;
 mod listen;
 mod outbox;
+mod pace;
 mod pool;
 mod read;
 mod session;

@@ -36,6 +36,8 @@ pub(super) struct Session {
     pub(super) export: String,
     /// Largest piece of a read that is answered at once.
     pub(super) chunk: usize,
+    /// Processors that a batch may be spread over.
+    pub(super) lanes: usize,
 }
 
 impl Session {
@@ -71,6 +73,8 @@ pub(super) enum Work {
     Read { offset: u64, len: usize, whole: bool },
     /// A write that must be durable; the data has been copied out of the receive buffer.
     Write { offset: u64, data: Vec<u8> },
+    /// A part of a batch of plain writes, copied out of the receive buffer.
+    Batch { writes: Vec<Copied>, data: Vec<u8> },
     /// A flush, or the end of a durable write that came in pieces.
     Flush,
     /// A trim or a write of zeroes.
@@ -79,6 +83,14 @@ pub(super) enum Work {
     Cache { offset: u64, len: u64 },
     /// A question about allocation.
     BlockStatus { offset: u64, len: u64, one: bool },
+}
+
+/// One write of a [`Work::Batch`]; its data follow that of the write before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copied {
+    pub(super) cookie: Cookie,
+    pub(super) offset: u64,
+    pub(super) len: usize,
 }
 
 /// A slow request on its way.
@@ -94,7 +106,7 @@ impl Job {
     pub(super) fn weight(work: &Work, chunk: usize) -> usize {
         match work {
             Work::Read { len, .. } => (*len).min(chunk),
-            Work::Write { data, .. } => data.len(),
+            Work::Write { data, .. } | Work::Batch { data, .. } => data.len(),
             _ => 0,
         }
     }
@@ -139,6 +151,26 @@ impl Job {
         }
     }
 
+    /// Performs a part of a batch and gives the replies.
+    fn write_all(&self, copied: &[Copied], mut data: &[u8]) -> Vec<u8> {
+        let session = &self.session;
+        let mut writes = Vec::with_capacity(copied.len());
+        for write in copied {
+            let (head, rest) = data.split_at_checked(write.len).unwrap_or_default();
+            writes.push(Write { offset: write.offset, data: head, fua: false });
+            data = rest;
+        }
+        let mut results = Vec::with_capacity(writes.len());
+        session.disk.device.write_batch(&writes, &mut results);
+        let silent = || Some(Err(io::Error::other("the device gave no result")));
+        let each = results.into_iter().chain(std::iter::from_fn(silent));
+        let mut out = Vec::new();
+        for (write, result) in copied.iter().zip(each) {
+            session.complete(&mut out, write.cookie, result);
+        }
+        out
+    }
+
     fn fail(&self, error: &io::Error) {
         let mut out = Vec::new();
         self.session.failed(&mut out, self.cookie, error);
@@ -155,6 +187,7 @@ impl Job {
                 device.write_batch(&[Write { offset: *offset, data, fua: true }], &mut results);
                 results.pop().unwrap_or_else(|| Err(io::Error::other("the device gave no result")))
             }
+            Work::Batch { writes, data } => return session.outbox.push(&self.write_all(writes, data)),
             Work::Zero { offset, len, mode } => device.zero(*offset, *len, *mode),
             Work::Cache { offset, len } => device.cache(*offset, *len),
             Work::BlockStatus { offset, len, one } => match block_status(device, *offset, *len, *one) {

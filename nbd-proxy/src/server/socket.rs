@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 
 /// What a wait ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,12 @@ impl Socket {
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { fd, bell, halted: AtomicBool::new(false) })
+    }
+
+    /// Makes [`Socket::receive`] give up with `WouldBlock` after so long without a byte.
+    pub(super) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        let timeout = sockopt::Timeout::Recv;
+        sockopt::set_socket_timeout(&self.fd, timeout, patience).map_err(io::Error::from)
     }
 
     /// Receives what is there, at least one byte; waits if there is nothing. 0 means the end.

@@ -8,13 +8,11 @@ use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use bytes::Bytes;
-
 use crate::digest::Digest;
 
 /// A frame as it will be stored.
 pub(super) struct Packed {
-    pub stored: Bytes,
+    pub stored: Vec<u8>,
     pub raw_len: usize,
     pub digest: Digest,
 }
@@ -135,7 +133,6 @@ fn compressor() -> io::Result<zstd::bulk::Compressor<'static>> {
 fn pack(compressor: &mut zstd::bulk::Compressor<'static>, raw: Vec<u8>) -> io::Result<Packed> {
     let (digest, raw_len) = (Digest::of(&raw), raw.len());
     let packed = compressor.compress(&raw)?;
-    // The compressor's buffer has room for the worst case: keep only what is used.
-    let stored = if packed.len() < raw_len { Bytes::copy_from_slice(&packed) } else { Bytes::from(raw) };
+    let stored = if packed.len() < raw_len { packed } else { raw };
     Ok(Packed { stored, raw_len, digest })
 }

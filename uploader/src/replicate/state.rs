@@ -83,6 +83,9 @@ pub struct State {
     pub sync: Option<SyncState>,
     /// The operator has paused the machine.
     pub paused: bool,
+    /// The operator has asked for a whole copy, and no point has come of it yet.
+    #[serde(default)]
+    pub resync_asked: bool,
 }
 
 impl State {
@@ -101,6 +104,7 @@ impl State {
             disks: BTreeMap::new(),
             sync: None,
             paused: false,
+            resync_asked: false,
         }
     }
 
@@ -154,5 +158,6 @@ impl State {
         };
         self.disks = header.disks.iter().map(known).collect();
         self.sync = None;
+        self.resync_asked = false;
     }
 }

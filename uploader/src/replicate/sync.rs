@@ -28,6 +28,8 @@ use crate::delta::{DeltaWriter, Encoded};
 use crate::jobs::JobKind;
 use crate::source::AnySource;
 
+/// The cause of a sync that the operator asked for.
+pub(super) const ASKED: &str = "asked for by `lifeboat resync`";
 /// The live disk is read in pieces of at most this many bytes …
 const PIECE: u64 = 1 << 20;
 /// … a few of them at a time.
@@ -72,10 +74,11 @@ impl Work<'_> {
             at = last.offset + last.len;
             total += extents.iter().filter(|extent| !extent.hole).map(|extent| extent.len).sum::<u64>();
         }
-        tracing::info!(machine = %self.ctx.settings.machine, disk = %disk.name, cause = %sync.cause, whole,
-            total, "sync begins");
+        let asked = self.ready.state.resync_asked;
+        let cause = if asked { ASKED.to_owned() } else { sync.cause };
+        tracing::info!(machine = %self.ctx.settings.machine, disk = %disk.name, %cause, whole, total, "sync begins");
         let (name, tracking, size) = (disk.name.clone(), sync.tracking, sync.size);
-        Ok(SyncDisk { name, size, tracking, attempt: Uuid::new_v4(), whole, cause: sync.cause, total })
+        Ok(SyncDisk { name, size, tracking, attempt: Uuid::new_v4(), whole, cause, total })
     }
 
     /// Writes the plan down: disks that left the machine go, `fresh` ones replace earlier attempts.
@@ -85,8 +88,7 @@ impl Work<'_> {
         let mut changed = !fresh.is_empty();
         if state.sync.is_none() && changed {
             let kind = if state.point.is_none() { JobKind::InitialReplication } else { JobKind::Resync };
-            let causes: Vec<_> = fresh.iter().map(|disk| format!("{}: {}", disk.name, disk.cause)).collect();
-            let job = settings.jobs.start(kind, &settings.machine, &causes.join("; "))?.id;
+            let job = settings.jobs.start(kind, &settings.machine, &causes(&fresh))?.id;
             state.sync = Some(SyncState { id: Uuid::new_v4(), job, disks: Vec::new() });
         }
         let Some(sync) = &mut state.sync else { return Ok(()) };
@@ -204,6 +206,14 @@ impl Work<'_> {
         }
         self.ctx.source.release(cut.id).await?;
         Ok(true)
+    }
+}
+
+/// Why `disks` are copied, for people: once if it is one reason.
+fn causes(disks: &[SyncDisk]) -> String {
+    match disks.split_first() {
+        Some((first, rest)) if rest.iter().all(|disk| disk.cause == first.cause) => first.cause.clone(),
+        _ => disks.iter().map(|disk| format!("{}: {}", disk.name, disk.cause)).collect::<Vec<_>>().join("; "),
     }
 }
 

@@ -12,6 +12,7 @@ use super::engine::Engine;
 use super::journal::Journal;
 use super::state::State;
 use super::status::{DiskState, Health, Phase};
+use super::sync::ASKED;
 
 /// Whether steps are made.
 enum Mode {
@@ -180,8 +181,8 @@ impl Task {
             }
             Command::Resync(reply) => {
                 let begun = self.begin_again();
-                if begun.is_ok() && !matches!(self.mode, Mode::Paused) {
-                    self.go_on();
+                if begun.is_ok() {
+                    self.show_resync();
                 }
                 let _ = reply.send(begun);
             }
@@ -206,6 +207,20 @@ impl Task {
         self.failures = 0;
         self.reloaded = false;
         self.mode = Mode::Running(Instant::now());
+    }
+
+    /// Whoever asks after the reply must not be told that the disks are protected still.
+    fn show_resync(&mut self) {
+        self.engine.show(|status| ASKED.clone_into(&mut status.sync_cause));
+        if matches!(self.mode, Mode::Paused) {
+            return;
+        }
+        self.go_on();
+        self.engine.show(|status| {
+            status.phase = Phase::Starting;
+            let state = if status.head.is_some() { DiskState::Resync } else { DiskState::Initial };
+            status.all_disks(state);
+        });
     }
 
     /// A pause outlives the process. Unreadable state is left for the first step to complain about.
@@ -241,6 +256,7 @@ impl Task {
         let settings = self.engine.settings();
         let Some(mut state) = State::load(&settings.state_dir, &settings.machine)? else { return Ok(()) };
         state.disks.clear();
+        state.resync_asked = true;
         let sync = state.sync.take();
         state.save(&settings.state_dir)?;
         Journal::remove(&settings.state_dir, &settings.machine)?;

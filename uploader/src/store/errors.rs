@@ -85,6 +85,9 @@ fn local(error: &object_store::Error) -> Option<Verdict> {
     None
 }
 
+/// Where a host of the cloud gets credentials of its own: asked when the operator gave none.
+const HOST_CREDENTIALS: &[&str] = &["169.254.169.254", "metadata.google", "api/token"];
+
 fn generic(text: &str) -> Verdict {
     let says = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
     if says(&["416 ", "InvalidRange", "range was invalid", "but object was only", "Out of range of file"]) {
@@ -92,10 +95,16 @@ fn generic(text: &str) -> Verdict {
     }
     if says(&["UnknownIssuer", "invalid peer certificate", "certificate verify failed", "InvalidCertificate"])
     {
-        return Verdict(Kind::Denied, "name the CA that signed the store's certificate as ca_file");
+        return Verdict(
+            Kind::Denied,
+            "name the authority that signed the store's certificate: ca_file in [vault], or --ca-file",
+        );
     }
-    if says(&["169.254.169.254", "metadata.google", "api/token"]) {
-        return Verdict(Kind::Denied, "no credentials were given and this host has none of its own");
+    if says(HOST_CREDENTIALS) {
+        return Verdict(
+            Kind::Denied,
+            "set the AWS_* or AZURE_* variables that hold them, or [vault.options]",
+        );
     }
     if says(&["InvalidBucketName", "InvalidResourceName", "InvalidUri", "AuthorizationHeaderMalformed"]) {
         return Verdict(Kind::InvalidInput, "check the vault's url, region and endpoint");
@@ -123,7 +132,8 @@ fn chain(error: &object_store::Error) -> String {
     text
 }
 
-/// Stores answer with pages of XML: the code and message in it are enough for people.
+/// Stores answer with pages of XML, and the library below tells the story of its retries: the code and message of the
+/// one, the request and the last cause of the other are enough for people.
 fn shorten(text: &str) -> String {
     let field = |name: &str| {
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
@@ -132,10 +142,28 @@ fn shorten(text: &str) -> String {
     let short = match (field("Code"), field("Message")) {
         (Some(code), Some(message)) => format!("the store says {code}: {message}"),
         (Some(code), None) => format!("the store says {code}"),
-        _ => text.split_whitespace().collect::<Vec<_>>().join(" "),
+        _ if HOST_CREDENTIALS.iter().any(|sign| text.contains(sign)) => {
+            "no credentials were given, and this host has none of its own".to_owned()
+        }
+        _ => request(text).unwrap_or_else(|| text.split_whitespace().collect::<Vec<_>>().join(" ")),
     };
     match short.char_indices().nth(400) {
         Some((at, _)) => format!("{}…", &short[..at]),
         None => short,
     }
 }
+
+/// "… Error performing GET https://host/object in 3s, after 2 retries, … - HTTP error: … (Connect): cause" as
+/// "GET https://host/object: cause"; nothing if the text is of another form.
+fn request(text: &str) -> Option<String> {
+    let (_, story) = text.split_once("Error performing ")?;
+    let (request, rest) = story.split_once(" in ")?;
+    let (_, cause) = rest.split_once(" - ")?;
+    let noise =
+        ["HTTP error: ", "error sending request: ", "client error (Connect): ", "tcp connect error: "];
+    let cause = noise.iter().fold(cause, |cause, noise| cause.strip_prefix(noise).unwrap_or(cause));
+    Some(format!("{request}: {}", cause.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+#[cfg(test)]
+mod tests;

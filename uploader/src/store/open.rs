@@ -243,7 +243,11 @@ fn invalid(object: &str, message: &str) -> Error {
 }
 
 fn refused(url: &str, error: object_store::Error) -> Error {
-    invalid(url, &format!("cannot open the vault: {error}"))
-        .remedy("check the vault's url and options")
-        .source(error)
+    let text = error.to_string();
+    let remedy = if text.contains("Account must be specified") {
+        "set AZURE_STORAGE_ACCOUNT_NAME, or azure_storage_account_name in [vault.options]"
+    } else {
+        "check the vault's url and options"
+    };
+    invalid(url, &format!("cannot open the vault: {text}")).remedy(remedy).source(error)
 }

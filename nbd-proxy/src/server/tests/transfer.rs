@@ -1,11 +1,14 @@
 //! Requests and their replies.
 
 use std::collections::HashSet;
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
 use super::client::{Client, Reply};
 use super::*;
 use crate::device::{Capabilities, ZeroMode};
+use crate::nbd::RawRequest;
 use crate::nbd::wire::{Errno, cflag, cmd};
 
 const MIB: usize = 1 << 20;
@@ -59,26 +62,42 @@ fn holes_are_chunks_from_32_kib_on_unless_df_asks_for_one() {
     assert_eq!((big.data.len(), big.holes.len()), (1, 0));
 }
 
+/// Sends `count` writes of 4 KiB at once, byte `cookie + 1` in each, and reads their replies.
+fn write_together(client: &mut Client<UnixStream>, count: u8) {
+    let mut together = Vec::new();
+    for cookie in 0..count {
+        let offset = u64::from(cookie) * 4096;
+        let header = RawRequest { flags: 0, command: cmd::WRITE, cookie: cookie.into(), offset, len: 4096 };
+        together.extend(header.encode());
+        together.extend([cookie + 1; 4096]);
+    }
+    client.stream.write_all(&together).unwrap();
+    let replies: HashSet<(u64, u32)> =
+        (0..count).map(|_| client.reply(0)).map(|r| (r.cookie, r.errno)).collect();
+    assert_eq!(replies, (0..count).map(|cookie| (cookie.into(), 0)).collect());
+    for cookie in 0..count {
+        assert_eq!(client.read(u64::from(cookie) * 4096, 4096), [cookie + 1; 4096]);
+    }
+}
+
 #[test]
 fn the_writes_of_one_wake_up_are_one_batch() {
     let stand = Stand::new(MemDevice::new(MIB));
-    let mut client = Client::new(&stand.socket, "m/disk");
-    let mut together = Vec::new();
-    for cookie in 0..8_u64 {
-        let header = crate::nbd::RawRequest {
-            flags: 0,
-            command: cmd::WRITE,
-            cookie,
-            offset: cookie * 4096,
-            len: 4096,
-        };
-        together.extend(header.encode());
-        together.extend(pattern(4096, usize::try_from(cookie).unwrap()));
-    }
-    std::io::Write::write_all(&mut client.stream, &together).unwrap();
-    let cookies: HashSet<u64> = (0..8).map(|_| client.reply(0).cookie).collect();
-    assert_eq!(cookies, (0..8).collect());
+    write_together(&mut Client::new(&stand.socket, "m/disk"), 8);
     assert_eq!(*stand.device.batches.lock().unwrap(), [8]);
+}
+
+#[test]
+fn costly_writes_are_spread_over_processors() {
+    let stand = Stand::new(MemDevice::new(MIB));
+    let mut client = Client::new(&stand.socket, "m/disk");
+    stand.device.slowness.store(200, Ordering::SeqCst);
+    write_together(&mut client, 16);
+    stand.device.batches.lock().unwrap().clear();
+    write_together(&mut client, 16);
+    let batches = stand.device.batches.lock().unwrap().clone();
+    let lanes = std::thread::available_parallelism().unwrap().get().min(4);
+    assert_eq!((batches.len(), batches.iter().sum::<usize>()), (lanes, 16));
 }
 
 #[test]

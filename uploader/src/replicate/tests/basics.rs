@@ -154,12 +154,15 @@ async fn a_pause_outlives_the_process_and_resync_copies_everything() {
     wait_for(&handle, "paused", |status| status.phase == Phase::Paused).await;
     handle.resume().await.unwrap();
     handle.cut().await.unwrap();
-    let read = rig.bytes_read();
+    let (read, before) = (rig.bytes_read(), handle.status());
     handle.resync().await.unwrap();
+    let after = handle.status();
+    // Whoever looks after the reply sees the new state, or already the point that ended it.
+    assert!(after.disks[0].state == DiskState::Resync || after.head != before.head, "{after:?}");
     handle.cut().await.unwrap();
     assert!(rig.bytes_read() > read);
     let jobs = rig.settings().jobs.list().unwrap();
-    assert_eq!(jobs[0].kind, JobKind::Resync);
+    assert_eq!((jobs[0].kind, jobs[0].cause.as_str()), (JobKind::Resync, "asked for by `lifeboat resync`"));
     every_point_is_exact(&vault, &rig).await;
 }
 
