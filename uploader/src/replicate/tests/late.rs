@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
 use object_store::memory::InMemory;
 
 use super::*;
-use crate::source::Source as _;
 use crate::testing::{Ask, Fault, Faulty, Random, vault_in};
 
 const MIB: u64 = 1 << 20;
