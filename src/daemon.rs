@@ -18,7 +18,8 @@ use tokio::task::JoinHandle;
 
 /// Threads that serve control requests and drive replication. The data path has threads of its own.
 const WORKERS: usize = 2;
-/// Threads for work that blocks: disk reads, compression, folder vaults. Bounds what they hold in memory.
+/// Threads for short work that blocks: disk reads, folder vaults. None of it may wait for other work of the pool: with
+/// enough machines all threads would wait. Packing, which does wait, has threads of its own.
 const BLOCKING: usize = 16;
 
 /// The exit code after a second signal: nothing is lost by it that a kill would not lose, which is nothing.

@@ -80,7 +80,8 @@ fn kill(victim: Victim) {
     let images: Vec<PathBuf> = lifeboat.disks().iter().map(|disk| disk.image.clone()).collect();
     Checker::new(&stripes).end("the disks themselves", &images);
     let points = lifeboat.points();
-    assert_eq!(points.last().map(|point| &point.id), Some(&last), "the last point is the one just cut");
+    // The interval may have added points of its own behind the one just cut: they hold the same.
+    let end = points.iter().position(|point| point.id == last).expect("the point just cut is listed");
     let mut checker = Checker::new(&stripes);
     for (n, point) in points.iter().enumerate() {
         assert!(
@@ -91,7 +92,7 @@ fn kill(victim: Victim) {
         );
         let to = scratch.join("restored");
         let restored = lifeboat.restore(&point.id, &to);
-        if point.id == last {
+        if n >= end {
             checker.end(&point.id, &restored);
             let same = restored.iter().zip(&images).all(|(a, b)| lab::model::same_file(a, b));
             assert!(same, "point {} is not what the disks hold", point.id);

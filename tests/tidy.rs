@@ -266,7 +266,8 @@ fn starts_with_it(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| !line[..at].chars().next_back().is_some_and(char::is_alphanumeric))
 }
 
-/// Documents name tests as `file.rs::function` (or `file.rs` alone), in backticks.
+/// Documents name tests as `file.rs::function` or `file.rs`, in backticks; where that is long, by the function's or the
+/// file's name alone, which is known by its many words.
 #[test]
 fn documents_name_tests_that_exist() {
     let tests = rust();
@@ -277,7 +278,8 @@ fn documents_name_tests_that_exist() {
         for (n, line) in document.text.lines().enumerate() {
             for quoted in line.split('`').skip(1).step_by(2).filter(|text| is_reference(text)) {
                 seen += 1;
-                if !known.iter().any(|name| name == quoted || name.ends_with(&format!("/{quoted}"))) {
+                let ends = [format!("/{quoted}"), format!("::{quoted}"), format!("/{quoted}.rs")];
+                if !known.iter().any(|name| name == quoted || ends.iter().any(|end| name.ends_with(end))) {
                     found.push(format!("{}:{}: {quoted}", document.path, n + 1));
                 }
             }
@@ -288,6 +290,10 @@ fn documents_name_tests_that_exist() {
 }
 
 fn is_reference(text: &str) -> bool {
+    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if text.chars().all(word) {
+        return text.matches('_').count() >= 3;
+    }
     let file = text.split("::").next().unwrap_or_default();
     let is_file = file.ends_with(".rs") && !file.contains(' ');
     is_file && (text.contains("::") || is_test(file))
@@ -302,7 +308,7 @@ fn names_of_tests(source: &Source) -> Vec<String> {
             marked = true;
         } else if let Some(rest) = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn ")) {
             let name = rest.split(['(', '<']).next().unwrap_or_default();
-            if marked || is_test(&source.path) {
+            if marked {
                 names.push(format!("{}::{name}", source.path));
             }
             marked = false;
@@ -328,5 +334,8 @@ fn the_rules_see_what_they_look_for() {
     assert!(is_test("a/tests.rs") && is_test("tests/lab/mod.rs") && !is_test("src/contests.rs"));
     let source = Source { path: "tests/p.rs".into(), text: "#[test]\nfn holds() {}\n".into() };
     assert_eq!(names_of_tests(&source), ["tests/p.rs", "tests/p.rs::holds"]);
+    assert!(
+        is_reference("it_holds_what_it_says") && !is_reference("log_dir") && !is_reference("log_limit_bytes")
+    );
     assert!(is_reference("p.rs::holds") && is_reference("tests/p.rs") && !is_reference("cargo test p.rs"));
 }

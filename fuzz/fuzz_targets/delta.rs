@@ -1,5 +1,5 @@
 //! Any bytes as a delta, as a raw index, and as writes that are packed into a delta. What decodes is encoded to the same
-//! again; what was packed is found again; and a flipped bit anywhere in it is noticed.
+//! again; what was packed is found again; and a flipped bit anywhere in it is noticed, or changes nothing that is read.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -56,5 +56,8 @@ fn pack(mut rest: &[u8]) {
     }
     let at = usize::from(u16::from_le_bytes([flip[0], flip[1]])) % bytes.len();
     bytes[at] ^= 1 << (flip[2] & 7);
-    assert!(check("fuzz", &bytes).is_err(), "a flipped bit at {at} of {} went unnoticed", bytes.len());
+    // The compression has bits that mean nothing: flipping one is harmless, and the digests are of what comes out.
+    if let Ok((_, again)) = check("fuzz", &bytes) {
+        assert_eq!(again, index, "a flipped bit at {at} of {} went unnoticed", bytes.len());
+    }
 }

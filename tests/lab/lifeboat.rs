@@ -32,7 +32,7 @@ impl Setup {
             disks: Vec::new(),
             read_only: Vec::new(),
             interval: "24h".into(),
-            policy: "log_limit = \"2 GiB\"\n".into(),
+            policy: "log_limit = \"64 GiB\"\n".into(),
             tcp: false,
         }
     }

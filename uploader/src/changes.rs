@@ -52,6 +52,8 @@ fn pack_bounded(cut: &Cut, ranges_max: usize, sink: &mut dyn FnMut(Encoded) -> R
         let mut from = 0;
         while let Some(start) = (from < disk.size).then_some(from) {
             let (map, end) = newest(disk, start, ranges_max)?;
+            #[cfg(test)]
+            crate::testing::between_reads(&disk.name);
             packer.add(disk, &map)?;
             from = end;
         }

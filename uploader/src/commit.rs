@@ -22,6 +22,8 @@
 //! The writer's id and generation are durable locally before the first append, so "ours" is decidable after any crash.
 //! Nothing is retried here; a failed cycle starts again at 1.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use nbd_proxy::{Error, Kind, Result};
 
@@ -49,12 +51,21 @@ impl Uploaded {
 
 /// Proof that a point exists.
 #[derive(Debug)]
-pub struct Committed(Header);
+pub struct Committed {
+    header: Header,
+    deltas: Vec<DeltaRef>,
+}
 
 impl Committed {
     /// What the point says about itself.
     pub fn header(&self) -> &Header {
-        &self.0
+        &self.header
+    }
+
+    /// Whether the entry consists, among others, of all of `deltas`.
+    pub fn names_all(&self, deltas: &[Uploaded]) -> bool {
+        let named: BTreeSet<_> = self.deltas.iter().filter_map(|delta| delta.name.as_deref()).collect();
+        deltas.iter().all(|delta| delta.0.name.as_deref().is_some_and(|name| named.contains(name)))
     }
 }
 
@@ -96,7 +107,7 @@ pub async fn append(
     let entry = point::encode(&header, &list, embedded)?;
     let (number, owner) = (header.number, header.owner());
     match line.append(number, owner, entry).await? {
-        Appended::Created => Ok(Outcome::Committed(Committed(header))),
+        Appended::Created => Ok(Outcome::Committed(Committed { header, deltas: list })),
         there => settle(line, number, there).map(Outcome::Adopted),
     }
 }
@@ -104,7 +115,10 @@ pub async fn append(
 /// What an entry that is already there means to us: adopted if ours, [`Kind::Fenced`] otherwise.
 pub fn settle(line: &Line, number: u64, there: Appended) -> Result<Committed> {
     match there {
-        Appended::Ours(bytes) => Ok(Committed(read(line, number, &bytes)?)),
+        Appended::Ours(bytes) => {
+            let header = read(line, number, &bytes)?;
+            Ok(Committed { header, deltas: point::decode(&line.key(number), &bytes)?.deltas })
+        }
         Appended::Foreign(bytes) => Err(fenced(&read(line, number, &bytes)?)),
         Appended::Created => Err(Error::new(Kind::InvalidInput, line.key(number), "was not there before")),
     }

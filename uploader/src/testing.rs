@@ -4,7 +4,7 @@ mod faults;
 mod rig;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use object_store::memory::InMemory;
 
@@ -48,6 +48,16 @@ impl Random {
         }
         bytes
     }
+}
+
+type Hooks = BTreeMap<String, Box<dyn FnOnce() + Send>>;
+
+/// What happens once between the verifying and the packing read of a disk's segments, by the disk's name.
+pub(crate) static BETWEEN_READS: Mutex<Hooks> = Mutex::new(BTreeMap::new());
+
+pub(crate) fn between_reads(disk: &str) {
+    let hook = BETWEEN_READS.lock().unwrap().remove(disk);
+    hook.into_iter().for_each(|hook| hook());
 }
 
 /// A vault in memory.

@@ -67,12 +67,21 @@ impl Context {
         if !ready.state.claimed {
             self.claim(&mut ready).await?;
         }
-        while let Some(there) = ready.line.probe(ready.state.head + 1, ready.state.owner()).await? {
-            let adopted = commit::settle(&ready.line, ready.state.head + 1, there)?;
-            self.remember(&mut ready, &adopted)?;
-        }
+        // Whether an entry that is found ends the sync depends on what the journal has.
         let sync = ready.state.sync.as_ref();
         ready.journal = sync.map(|sync| Journal::open(folder, machine, sync.id)).transpose()?;
+        let mut found = 0;
+        while let Some(there) = ready.line.probe(ready.state.head + 1, ready.state.owner()).await? {
+            let adopted = commit::settle(&ready.line, ready.state.head + 1, there)?;
+            found += 1;
+            if found > 1 && ready.state.sync.is_some() {
+                // Only one entry can be on its way. More mean that the local state is an old copy: the sync that it
+                // speaks of is over, and the newest entry tells what is exact.
+                self.remember(&mut ready, &adopted)?;
+            } else {
+                self.adopt(&mut ready, &adopted)?;
+            }
+        }
         Ok(ready)
     }
 
@@ -127,10 +136,22 @@ impl Context {
         }
     }
 
-    /// Makes the local state follow an entry of ours that the vault has.
+    /// Makes the local state follow an entry of ours that was there before: it ends the sync under way only if it holds
+    /// all that the journal has.
+    pub fn adopt(&self, ready: &mut Ready, entry: &Committed) -> Result<()> {
+        let journal = ready.journal.as_ref().map(Journal::deltas).unwrap_or_default();
+        let whole_sync = !journal.is_empty() && entry.names_all(journal);
+        self.follow(ready, entry, whole_sync)
+    }
+
+    /// Makes the local state follow an entry that holds all there was to put into it.
     pub fn remember(&self, ready: &mut Ready, entry: &Committed) -> Result<()> {
+        self.follow(ready, entry, true)
+    }
+
+    fn follow(&self, ready: &mut Ready, entry: &Committed, whole_sync: bool) -> Result<()> {
         let sync = ready.state.sync.clone();
-        ready.state.remember(entry.header());
+        ready.state.remember(entry.header(), whole_sync);
         ready.state.save(&self.settings.state_dir)?;
         if let Some(sync) = sync.filter(|_| ready.state.sync.is_none()) {
             ready.journal = None;

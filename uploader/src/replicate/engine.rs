@@ -12,7 +12,7 @@ use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
 
 use super::context::{Context, Ready};
-use super::ship::{self, Target};
+use super::ship::{self, Packed, Target};
 use super::state::State;
 use super::status::{DiskState, DiskStatus, Phase, Status};
 use super::{Connect, CutReport, Inbox, Settings};
@@ -174,7 +174,7 @@ impl Work<'_> {
             }
             Outcome::Adopted(point) => {
                 // What waits is served by the next cut, which includes this one.
-                self.ctx.remember(self.ready, &point)?;
+                self.ctx.adopt(self.ready, &point)?;
                 return Ok(false);
             }
         }
@@ -201,17 +201,20 @@ impl Work<'_> {
 
     /// Uploads what the closing cut holds, or returns it for embedding if it is one small delta.
     async fn ship_closing(&mut self, cut: &Cut) -> Result<Option<(Vec<Uploaded>, Option<Encoded>)>> {
-        let mut packing = ship::pack_cut(cut.clone());
-        let mut first: Vec<(Encoded, ())> = Vec::new();
+        let mut packing = ship::pack_cut(cut).await?;
+        let mut first: Vec<Packed<()>> = Vec::new();
+        let small = |packed: &Packed<()>| packed.delta.size <= ship::EMBED_MAX;
+        // Nothing large may be held while waiting for more: it takes room that others need.
         while first.len() < 2
+            && first.iter().all(small)
             && let Some(delta) = packing.packed.recv().await
         {
             first.push(delta);
         }
         let mut embedded = None;
         let mut uploaded = Vec::new();
-        if first.len() == 1 && first[0].0.size <= ship::EMBED_MAX {
-            embedded = first.pop().map(|(delta, ())| delta);
+        if first.len() == 1 && first.iter().all(small) {
+            embedded = first.pop().map(|packed| packed.delta);
         } else {
             let target = self.target();
             let keep = |delta, ()| {

@@ -145,14 +145,29 @@ impl State {
         Owner { writer: self.writer, generation: self.generation }
     }
 
-    /// The vault has the entry `header`, which is ours: a point makes all its disks exact and ends every sync.
-    pub fn remember(&mut self, header: &Header) {
+    /// The vault has the entry `header`, which is ours. A point that holds the whole sync under way makes all its disks
+    /// exact and ends the sync.
+    ///
+    /// Any other point was on its way when an earlier step was dropped. Logs that came later may have been released on
+    /// the strength of the journal alone, so the sync and its journal stay, for the next point to follow with. Nor does
+    /// such a point make anything exact that is not known to be: what it held may have been given up since.
+    pub fn remember(&mut self, header: &Header, whole_sync: bool) {
         self.head = header.number;
         if !header.is_point() {
             return;
         }
         self.point = Some(header.id());
         self.time = Some(header.time);
+        if !whole_sync {
+            let agrees = |name: &str, known: &Known| {
+                let same = |disk: &crate::point::PointDisk| {
+                    disk.name == name && disk.tracking == known.tracking && disk.size == known.size
+                };
+                header.disks.iter().any(same)
+            };
+            self.disks.retain(|name, known| agrees(name, known));
+            return;
+        }
         let known = |disk: &crate::point::PointDisk| {
             (disk.name.clone(), Known { tracking: disk.tracking, size: disk.size })
         };

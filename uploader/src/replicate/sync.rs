@@ -7,6 +7,7 @@
 //!
 //! If we die: what is in the journal counts, the rest is read again. A cut that was not released is part of the next.
 
+use std::pin::pin;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -19,12 +20,12 @@ use uuid::Uuid;
 
 use super::engine::Work;
 use super::journal::Journal;
-use super::ship::{self, Packing};
+use super::ship::{self, Exit, Packing, Turn};
 use super::state::{SyncDisk, SyncState};
 use super::status::Phase;
 use crate::commit::Uploaded;
+use crate::delta::DeltaWriter;
 use crate::delta::writer::LARGE_FRAME;
-use crate::delta::{DeltaWriter, Encoded};
 use crate::jobs::JobKind;
 use crate::source::AnySource;
 
@@ -117,16 +118,27 @@ impl Work<'_> {
         for (number, disk) in sync.disks.iter().enumerate() {
             while self.copied(disk).0 < disk.size {
                 self.show_copy(number, &sync, disk);
-                if Instant::now() >= self.ctx.last_cut + self.ctx.settings.interval
-                    && !self.intermediate_cut().await?
-                {
-                    return Ok(false);
-                }
-                self.stretch(disk).await?;
+                let Some(turn) = self.turn().await? else { return Ok(false) };
+                self.stretch(disk, turn).await?;
             }
             self.show_copy(number, &sync, disk);
         }
         Ok(true)
+    }
+
+    /// Waits for the turn to copy, shipping the log whenever it is time; `None` means that tracking changed.
+    async fn turn(&mut self) -> Result<Option<Turn>> {
+        // One place in the queue, kept over the cuts.
+        let mut waiting = pin!(Turn::to_copy());
+        loop {
+            let due = |ctx: &super::context::Context| ctx.last_cut + ctx.settings.interval;
+            if Instant::now() >= due(self.ctx) && !self.intermediate_cut().await? {
+                return Ok(None);
+            }
+            if let Ok(turn) = tokio::time::timeout_at(due(self.ctx).into(), &mut waiting).await {
+                return turn.map(Some);
+            }
+        }
     }
 
     /// Where copying `disk` goes on, and how many bytes of data were copied.
@@ -159,14 +171,14 @@ impl Work<'_> {
     }
 
     /// Copies one stretch of `disk`: until it ends, or until it is time for an intermediate cut.
-    async fn stretch(&mut self, disk: &SyncDisk) -> Result<()> {
+    async fn stretch(&mut self, disk: &SyncDisk, turn: Turn) -> Result<()> {
         let (from, _) = self.copied(disk);
         // Shipping a cut may take longer than the interval; copying gets its share all the same.
         let interval = self.ctx.settings.interval;
         let deadline = (self.ctx.last_cut + interval).max(Instant::now() + interval / 2);
         let (items, pieces) = mpsc::channel(READS);
         let name = disk.name.clone();
-        let mut packing = Packing::start(move |sender| pack_copy(&name, pieces, &sender));
+        let mut packing = Packing::start(turn, move |exit| pack_copy(&name, pieces, exit))?;
         let target = super::ship::Target {
             vault: &self.ready.vault,
             machine: &self.ctx.settings.machine,
@@ -189,7 +201,7 @@ impl Work<'_> {
     /// Ships the log so far, so that it can be released; `false` means that tracking changed.
     async fn intermediate_cut(&mut self) -> Result<bool> {
         let Some(cut) = self.cut().await? else { return Ok(false) };
-        let mut packing = ship::pack_cut(cut.clone());
+        let mut packing = ship::pack_cut(&cut).await?;
         let mut uploaded = Vec::new();
         let keep = |delta, ()| {
             uploaded.push(delta);
@@ -305,11 +317,7 @@ async fn read(source: &dyn AnySource, disk: &str, (offset, len, hole): (u64, u64
 }
 
 /// Packs pieces as they come; runs on a thread of its own.
-fn pack_copy(
-    disk: &str,
-    mut pieces: mpsc::Receiver<Piece>,
-    sender: &mpsc::Sender<(Encoded, Stretch)>,
-) -> Result<()> {
+fn pack_copy(disk: &str, mut pieces: mpsc::Receiver<Piece>, exit: &Exit<Stretch>) -> Result<()> {
     let begin = || {
         let mut writer = DeltaWriter::new(LARGE_FRAME);
         writer.begin_disk(disk);
@@ -325,8 +333,8 @@ fn pack_copy(
         stretch.bytes += piece.data.map_or(0, |data| data.len() as u64);
         if writer.is_full() {
             let full = std::mem::replace(&mut writer, begin());
-            ship::hand_on(sender, full.finish()?, std::mem::take(&mut stretch))?;
+            exit.hand_on(full.finish()?, std::mem::take(&mut stretch))?;
         }
     }
-    if writer.is_empty() { Ok(()) } else { ship::hand_on(sender, writer.finish()?, stretch) }
+    if writer.is_empty() { Ok(()) } else { exit.hand_on(writer.finish()?, stretch) }
 }

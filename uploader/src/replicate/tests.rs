@@ -1,5 +1,6 @@
 mod basics;
 mod errors;
+mod late;
 mod oracle;
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -27,14 +27,13 @@ impl Output {
     /// Begins the file of `disk`; what an earlier restore left of it is replaced.
     pub fn create(folder: &Path, disk: &str, size: u64) -> Result<Self> {
         let partial = folder.join(format!(".{disk}.raw.partial"));
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&partial);
-        let file = open.map_err(|e| Error::io("create", &partial, e))?;
-        if let Err(e) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            let message = "another restore to this folder is running";
-            return Err(
-                Error::new(Kind::InUse, partial.display().to_string(), message).source(io::Error::from(e))
-            );
-        }
+        let file = loop {
+            let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&partial);
+            let file = open.map_err(|e| Error::io("create", &partial, e))?;
+            if let Some(file) = lock(file, &partial)? {
+                break file;
+            }
+        };
         let output = Self {
             name: disk.to_owned(),
             path: final_path(folder, disk),
@@ -101,6 +100,24 @@ impl Drop for Output {
     }
 }
 
+/// Locks the partial file, unless that is not its name any more: between opening and locking another restore may have
+/// published, or removed, the file. What is published must never be touched again.
+fn lock(file: File, partial: &Path) -> Result<Option<File>> {
+    if let Err(e) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let message = "another restore to this folder is running";
+        return Err(
+            Error::new(Kind::InUse, partial.display().to_string(), message).source(io::Error::from(e))
+        );
+    }
+    let locked = file.metadata().map_err(|e| Error::io("look at", partial, e))?;
+    match fs::symlink_metadata(partial) {
+        Ok(named) if (named.dev(), named.ino()) == (locked.dev(), locked.ino()) => Ok(Some(file)),
+        Ok(_) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("look at", partial, e)),
+    }
+}
+
 /// Renames unless the name is taken, in one step where the file system can.
 fn rename_to_new(from: &Path, to: &Path) -> Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
@@ -125,4 +142,30 @@ pub(super) fn check_space(folder: &Path, needed: u64) -> Result<()> {
     let message = format!("has {} MiB free, the restore writes {} MiB", free >> 20, needed.div_ceil(1 << 20));
     let remedy = "make room, or restore to another folder";
     Err(Error::new(Kind::NoSpace, folder.display().to_string(), message).remedy(remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_published_before_we_locked_it_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = dir.path().join(".a.raw.partial");
+        let first = Output::create(dir.path(), "a", 3).unwrap();
+        first.write_at(b"abc", 0).unwrap();
+        // Another restore has opened the file, and is slow to lock it.
+        let late = || OpenOptions::new().read(true).write(true).open(&partial).unwrap();
+        let (opened, reopened) = (late(), late());
+        assert_eq!(lock(opened, &partial).unwrap_err().kind, Kind::InUse);
+        first.publish(false).unwrap();
+        drop(first);
+        assert!(lock(reopened.try_clone().unwrap(), &partial).unwrap().is_none(), "the name is gone");
+        drop(reopened);
+        let second = Output::create(dir.path(), "a", 5).unwrap();
+        let published = File::open(dir.path().join("a.raw")).unwrap();
+        assert!(lock(published, &partial).unwrap().is_none(), "the name is another file's");
+        drop(second);
+        assert_eq!(fs::read(dir.path().join("a.raw")).unwrap(), b"abc");
+    }
 }

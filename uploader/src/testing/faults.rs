@@ -1,8 +1,8 @@
 //! A store that fails as it is told.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -26,6 +26,10 @@ pub(crate) enum Fault {
     HangBefore,
     /// The reply never comes; it happened.
     HangAfter,
+    /// The reply never comes; it happens when [`Faulty::land`] says so.
+    Late,
+    /// It works, but what was late happens first.
+    AfterLate,
     /// Refused for want of rights.
     Denied,
 }
@@ -45,6 +49,7 @@ pub(crate) struct Faulty {
     plan: Plan,
     requests: AtomicU64,
     pub hung: tokio::sync::Notify,
+    late: Mutex<Vec<(Path, PutPayload, PutOptions)>>,
 }
 
 impl Faulty {
@@ -57,25 +62,39 @@ impl Faulty {
             plan: Box::new(plan),
             requests: AtomicU64::new(0),
             hung: tokio::sync::Notify::new(),
+            late: Mutex::default(),
         })
+    }
+
+    /// Makes the puts happen that were late; returns how many there were.
+    pub async fn land(&self) -> usize {
+        let late = std::mem::take(&mut *self.late.lock().unwrap());
+        let count = late.len();
+        for (location, payload, opts) in late {
+            self.inner.put_opts(&location, payload, opts).await.unwrap();
+        }
+        count
+    }
+
+    fn fate(&self, ask: Ask, key: &Path) -> Fault {
+        (self.plan)(self.requests.fetch_add(1, SeqCst), ask, key.as_ref())
     }
 
     async fn decide<T>(
         &self,
-        ask: Ask,
+        fate: Fault,
         key: &Path,
         request: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        let number = self.requests.fetch_add(1, SeqCst);
         let lost = || Error::Generic { store: "faulty", source: "connection reset".into() };
-        match (self.plan)(number, ask, key.as_ref()) {
-            Fault::None => request.await,
+        match fate {
+            Fault::None | Fault::AfterLate => request.await,
             Fault::Before => Err(lost()),
             Fault::After => {
                 request.await?;
                 Err(lost())
             }
-            Fault::HangBefore => self.hang().await,
+            Fault::HangBefore | Fault::Late => self.hang().await,
             Fault::HangAfter => {
                 let _ = request.await;
                 self.hang().await
@@ -107,7 +126,14 @@ impl fmt::Display for Faulty {
 #[async_trait::async_trait]
 impl ObjectStore for Faulty {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        self.decide(Ask::Put, location, self.inner.put_opts(location, payload, opts)).await
+        let fate = self.fate(Ask::Put, location);
+        if fate == Fault::Late {
+            self.late.lock().unwrap().push((location.clone(), payload.clone(), opts.clone()));
+        }
+        if fate == Fault::AfterLate {
+            self.land().await;
+        }
+        self.decide(fate, location, self.inner.put_opts(location, payload, opts)).await
     }
 
     async fn put_multipart_opts(
@@ -119,7 +145,8 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.decide(Ask::Get, location, self.inner.get_opts(location, options).boxed()).await
+        self.decide(self.fate(Ask::Get, location), location, self.inner.get_opts(location, options).boxed())
+            .await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

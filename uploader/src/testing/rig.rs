@@ -29,6 +29,8 @@ struct Inner {
     /// Bytes that the uploader read of the live disks.
     read: u64,
     write_between: bool,
+    /// A disk that overflows right after the next cut.
+    overflow: Option<String>,
     random: Random,
 }
 
@@ -53,6 +55,7 @@ impl Rig {
             cuts: BTreeMap::new(),
             read: 0,
             write_between: false,
+            overflow: None,
             random: Random::new(seed),
         };
         let rig = Self { inner: Arc::new(Mutex::new(inner)), dir: Arc::new(dir) };
@@ -144,6 +147,15 @@ impl Rig {
         self.with(|inner| inner.write_between = on);
     }
 
+    /// Fills the log of `disk` until it is dropped: at once, or right after the next cut.
+    pub fn overflow(&self, disk: &str, after_cut: bool) {
+        self.with(
+            |inner| {
+                if after_cut { inner.overflow = Some(disk.to_owned()) } else { inner.overflow(disk) }
+            },
+        );
+    }
+
     /// What the disks held at each cut.
     pub fn cuts(&self) -> BTreeMap<Timestamp, Disks> {
         self.with(|inner| inner.cuts.clone())
@@ -182,6 +194,17 @@ impl Rig {
 }
 
 impl Inner {
+    fn overflow(&mut self, disk: &str) {
+        let data = self.random.bytes(100_000);
+        let logged = |inner: &Self| {
+            let info = inner.machine.as_ref().expect("the proxy runs").info();
+            info.disks.iter().any(|shown| shown.name == disk && shown.logged)
+        };
+        while logged(self) {
+            self.write(disk, 5000, &data);
+        }
+    }
+
     fn write_device(&self, disk: &str, offset: u64, data: &[u8]) {
         let machine = self.machine.as_ref().expect("the proxy runs");
         for (number, piece) in data.chunks(1 << 20).enumerate() {
@@ -228,6 +251,9 @@ impl Source for Rig {
         self.ask(|inner, machine| {
             let cut = machine.cut()?;
             inner.cuts.insert(cut.time, inner.oracle.clone());
+            if let Some(disk) = inner.overflow.take() {
+                inner.overflow(&disk);
+            }
             Ok(cut)
         })
     }

@@ -1,3 +1,8 @@
+use bytes::Bytes;
+use nbd_proxy::device::Extent;
+use nbd_proxy::tracking::{self, Cut, MachineInfo};
+use uuid::Uuid;
+
 use super::*;
 use crate::jobs::{JobKind, JobState};
 use crate::testing::memory_vault;
@@ -177,4 +182,50 @@ async fn points_come_by_themselves_every_interval() {
     assert!(status.rpo_seconds(Timestamp::now()).unwrap() < 20.0);
     handle.stop().await;
     assert!(every_point_is_exact(&vault, &rig).await >= 3);
+}
+
+#[test]
+fn a_copy_needs_no_thread_that_reading_needs() {
+    /// Reads in the runtime's pool, as the proxy in the same process does.
+    struct Pooled(Rig);
+
+    impl Source for Pooled {
+        async fn machine(&self) -> Result<MachineInfo> {
+            self.0.machine().await
+        }
+        async fn cut(&self) -> Result<Cut> {
+            self.0.cut().await
+        }
+        async fn release(&self, cut: Uuid) -> Result<()> {
+            self.0.release(cut).await
+        }
+        async fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> Result<tracking::Sync> {
+            self.0.begin_sync(disk, known).await
+        }
+        async fn sync_extents(&self, disk: &str, tracking: Uuid, from: u64) -> Result<Vec<Extent>> {
+            self.0.sync_extents(disk, tracking, from).await
+        }
+        async fn read(&self, disk: &str, offset: u64, len: u32) -> Result<Bytes> {
+            let (rig, disk) = (self.0.clone(), disk.to_owned());
+            let read = move || futures_util::FutureExt::now_or_never(rig.read(&disk, offset, len));
+            tokio::task::spawn_blocking(read).await.unwrap().unwrap()
+        }
+        async fn end_sync(&self, disk: &str, tracking: Uuid) -> Result<()> {
+            self.0.end_sync(disk, tracking).await
+        }
+    }
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(1).enable_all().build();
+    let runtime = runtime.unwrap();
+    runtime.block_on(async {
+        let rig = Rig::new(&[("a", 4 * MIB)], 9);
+        rig.churn(20);
+        let vault = memory_vault().await;
+        let handle = start(rig.settings(), Pooled(rig.clone()), connect(&vault));
+        tokio::time::timeout(Duration::from_secs(20), handle.cut()).await.expect("no deadlock").unwrap();
+        handle.stop().await;
+        assert!(every_point_is_exact(&vault, &rig).await >= 1);
+    });
+    // A deadlock must fail the test, not hang it.
+    runtime.shutdown_background();
 }

@@ -94,6 +94,48 @@ async fn a_damaged_segment_is_never_shipped() {
     assert!(every_point_is_exact(&vault, &rig).await >= before);
 }
 
+/// Drops the log at an unlucky moment of a cut, damaging what is left of it, and expects nothing worse than a sync.
+async fn a_dropped_log_is_no_damage(disk: &'static str, seed: u64, drop_log: impl FnOnce(&Rig)) {
+    let rig = Rig::with_log_limit(&[(disk, MIB)], seed, MIB);
+    rig.churn(4);
+    let vault = testing::memory_vault().await;
+    let handle = start_on(&rig, &vault);
+    handle.cut().await.unwrap();
+    rig.write(disk, 0, &[7; 70_000]);
+    let tracking = rig.machine().await.unwrap().disks[0].tracking;
+    drop_log(&rig);
+    handle.cut().await.unwrap();
+    assert_ne!(rig.machine().await.unwrap().disks[0].tracking, tracking, "the log was dropped");
+    assert_eq!(handle.status().health, Health::Normal);
+    handle.stop().await;
+    assert_eq!(every_point_is_exact(&vault, &rig).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_that_go_before_they_are_read_cost_a_sync() {
+    a_dropped_log_is_no_damage("a", 15, |rig| rig.overflow("a", true)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_that_go_between_the_two_reads_cost_a_sync() {
+    a_dropped_log_is_no_damage("between", 16, |rig| {
+        let rig = rig.clone();
+        let hook = Box::new(move || rig.overflow("between", false));
+        testing::BETWEEN_READS.lock().unwrap().insert("between".to_owned(), hook);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_that_are_damaged_as_they_go_cost_a_sync() {
+    a_dropped_log_is_no_damage("damaged", 17, |rig| {
+        // The damage is found by the cut, and by then the log has been dropped: it may have been a segment put to a new use.
+        flip_in_segments(rig.folder());
+        rig.overflow("damaged", true);
+    })
+    .await;
+}
+
 /// Flips a byte of data in every segment that has some.
 fn flip_in_segments(folder: &std::path::Path) {
     let mut flipped = 0;
