@@ -91,7 +91,7 @@ pub struct Limits {
     pub handshake: Duration,
     /// Threads per disk for requests that wait. Default 16.
     pub workers: usize,
-    /// Bytes for full-sized buffers; connections beyond it get small ones. Default 48 MiB.
+    /// Bytes for full-sized buffers; connections beyond it get small ones. Default 36 MiB: six of them.
     pub memory: usize,
     /// How long a stop waits for clients to take their replies. Default 10 s.
     pub grace: Duration,
@@ -103,7 +103,7 @@ impl Default for Limits {
             connections: 128,
             handshake: Duration::from_secs(10),
             workers: 16,
-            memory: 48 << 20,
+            memory: 36 << 20,
             grace: Duration::from_secs(10),
         }
     }
