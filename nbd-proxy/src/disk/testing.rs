@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -133,23 +133,42 @@ impl Replica {
     }
 }
 
-/// A backing whose writes fail half done while the switch is on.
+/// A backing whose writes fail half done while the switch is on; or, with space running out, that has none left as long as
+/// there is a change log.
 #[derive(Debug)]
 pub struct FailingDisk {
     inner: RawDisk,
     /// Fail from now on.
     pub failing: Arc<AtomicBool>,
+    /// Fail with ENOSPC while a segment is in this folder.
+    full_beside: Option<PathBuf>,
 }
 
 impl FailingDisk {
     /// The failing disk at `path`, and its switch.
     pub fn open(path: &Path) -> (Self, Arc<AtomicBool>) {
         let failing = Arc::new(AtomicBool::new(false));
-        (Self { inner: RawDisk::open(path, Access::ReadWrite).unwrap(), failing: failing.clone() }, failing)
+        let inner = RawDisk::open(path, Access::ReadWrite).unwrap();
+        (Self { inner, failing: failing.clone(), full_beside: None }, failing)
     }
 
-    fn fails(&self) -> bool {
-        self.failing.load(Ordering::SeqCst)
+    /// The disk at `path`, on a file system that is full while a segment is in `log`.
+    pub fn full_beside(path: &Path, log: PathBuf) -> (Self, Arc<AtomicBool>) {
+        let (disk, failing) = Self::open(path);
+        (Self { full_beside: Some(log), ..disk }, failing)
+    }
+
+    /// The errno to fail with now.
+    fn fails(&self) -> Option<i32> {
+        let failing = self.failing.load(Ordering::SeqCst);
+        match &self.full_beside {
+            _ if !failing => None,
+            None => Some(5),
+            Some(log) => {
+                let mut files = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().file_name());
+                files.any(|name| !name.eq("state")).then_some(28)
+            }
+        }
     }
 }
 
@@ -179,20 +198,18 @@ impl BlockDevice for FailingDisk {
         self.inner.read(buf, offset)
     }
     fn write_batch(&self, writes: &[Write<'_>], results: &mut Vec<io::Result<()>>) {
-        if !self.fails() {
-            return self.inner.write_batch(writes, results);
-        }
+        let Some(errno) = self.fails() else { return self.inner.write_batch(writes, results) };
         for write in writes {
             // Torn: half of it gets there.
             let half = Write { data: &write.data[..write.data.len() / 2], ..*write };
             self.inner.write_batch(&[half], &mut Vec::new());
-            results.push(Err(io::Error::from_raw_os_error(5)));
+            results.push(Err(io::Error::from_raw_os_error(errno)));
         }
     }
     fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> io::Result<()> {
-        if self.fails() {
+        if let Some(errno) = self.fails() {
             self.inner.zero(offset, len / 2, mode)?;
-            return Err(io::Error::from_raw_os_error(5));
+            return Err(io::Error::from_raw_os_error(errno));
         }
         self.inner.zero(offset, len, mode)
     }

@@ -249,3 +249,92 @@ fn a_second_opener_is_refused() {
     let _running = Machine::open_in(&settings, BOOT).unwrap();
     assert_eq!(Machine::open_in(&settings, BOOT).unwrap_err().kind, Kind::InUse);
 }
+
+#[test]
+fn the_log_gives_its_space_back_before_the_guest_hears_that_there_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path(), "d", SIZE, Some(1 << 30));
+    let log = dir.path().join("lifeboat-logs/m/d");
+    let (backing, failing) = FailingDisk::full_beside(&settings.path, log);
+    let disk = Arc::new(TrackedDisk::open_on(Box::new(backing), "m", &settings, BOOT).unwrap());
+    let machine = Machine::over("m".to_owned(), vec![disk.clone()]);
+    let mut replica = Replica::default();
+    replica.cycle(&machine).unwrap();
+    write(&*disk, 65536, &[1; 4096]).unwrap();
+    failing.store(true, Ordering::SeqCst);
+    write(&*disk, 0, &[7; 8192]).unwrap();
+    disk.zero(4096, 100, ZeroMode::default()).unwrap();
+    assert!(machine.info().disks[0].cause.contains("space"), "{:?}", machine.info());
+    failing.store(false, Ordering::SeqCst);
+    assert_eq!(replica.cycle(&machine).unwrap(), [SyncScope::Dirty]);
+    assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
+}
+
+#[test]
+fn writes_outside_after_a_kill_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = machine(dir.path(), &["d"], SIZE);
+    let running = Machine::open_in(&settings, BOOT).unwrap();
+    let mut replica = Replica::default();
+    replica.cycle(&running).unwrap();
+    write(&**running.disk("d").unwrap(), 0, &[1; 4096]).unwrap();
+    drop(running);
+    // The proxy died a minute ago; then somebody wrote to the image.
+    let log = dir.path().join("lifeboat-logs/m/d");
+    for entry in std::fs::read_dir(log).unwrap() {
+        let file = std::fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60)).unwrap();
+    }
+    let image = std::fs::File::options().write(true).open(dir.path().join("d.img")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&image, b"outside", 500_000).unwrap();
+    let running = Machine::open_in(&settings, BOOT).unwrap();
+    assert!(running.info().disks[0].cause.contains("outside"), "{:?}", running.info());
+    assert_eq!(replica.cycle(&running).unwrap(), [SyncScope::Whole]);
+    assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
+}
+
+#[test]
+fn a_sync_begun_again_includes_what_its_first_attempt_shipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Machine::open_in(&machine(dir.path(), &["d"], SIZE), BOOT).unwrap();
+    let mut replica = Replica::default();
+    replica.cycle(&running).unwrap();
+    let disk = running.disk("d").unwrap();
+    disk.stop_logging("the test says so").unwrap();
+    write(&**disk, 0, &[1; 4096]).unwrap();
+    let known = Some(replica.known["d"]);
+    assert_eq!(running.begin_sync("d", known).unwrap().scope, SyncScope::Dirty);
+    // Shipped and released within the first attempt, which is then given up.
+    write(&**disk, 500_000, &[2; 4096]).unwrap();
+    let cut = running.cut().unwrap();
+    running.release(cut.id).unwrap();
+    assert_eq!(replica.cycle(&running).unwrap(), [SyncScope::Dirty]);
+    assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
+}
+
+/// A slow maker of spares must not be overtaken: segments become active in the order of their numbers.
+#[test]
+fn segments_become_active_in_the_order_of_their_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = machine(dir.path(), &["d"], SIZE);
+    settings.disks[0].log_limit = Some(16 << 20);
+    let machine = Machine::open_in(&settings, BOOT).unwrap();
+    let mut replica = Replica::default();
+    replica.cycle(&machine).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let disk = machine.disk("d").unwrap();
+            scope.spawn(move || {
+                for step in 0..150u8 {
+                    write(&**disk, thread * 200_000, &vec![step; 150_000]).unwrap();
+                }
+            });
+        }
+        for _ in 0..60 {
+            // A cut may fall into a stretch without a log; the numbers are checked where segments are activated.
+            let _ = replica.cycle(&machine);
+        }
+    });
+    replica.cycle(&machine).unwrap();
+    assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
+}
