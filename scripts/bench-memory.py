@@ -202,7 +202,7 @@ def main():
     print(f"{'load':<10} {'role':<9} {'peak MiB':>9} {'bound MiB':>10}")
     for name in options.only.split(","):
         load, size, interval = LOADS[name]
-        site = Site(options.lifeboat, options.dir, size, interval)
+        site = Site(os.path.abspath(options.lifeboat), options.dir, size, interval)
         try:
             load(site, options.scale)
             peaks = site.peaks()
