@@ -15,7 +15,7 @@ use crate::output;
 ///
 /// What the file is, is read from the file. Every checksum is checked; a broken file is an error that says where.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  lifeboat inspect /images/lifeboat-logs/web1/root/000000000007.seg")]
+#[command(after_help = "Example:\n  lifeboat inspect /images/lifeboat-logs/web1/data/000000000007.seg")]
 pub struct Args {
     /// The file
     pub file: PathBuf,
