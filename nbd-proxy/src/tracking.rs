@@ -102,8 +102,12 @@ pub struct Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SyncScope {
-    /// The whole address space: allocated ranges as they are, everything else as zero. Nothing in the vault is relied on.
+    /// The whole address space: allocated ranges as they are, everything else as zero. What the vault has may be relied on only as
+    /// far as its hashes prove.
     Whole,
-    /// Only the blocks that [`Sync`]'s extents name; everything else is in the vault already.
+    /// Only the ranges that [`Sync`]'s extents name may differ from what the vault has under the base (after a power loss): holes
+    /// among them read as zero. Much of it does not differ: to be compared before it is shipped.
+    Marked,
+    /// Only the blocks that [`Sync`]'s extents name, all of which were written; everything else is in the vault already.
     Dirty,
 }
