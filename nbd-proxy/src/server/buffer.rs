@@ -70,15 +70,15 @@ impl Inbox {
         self.touched = self.touched.max(self.end);
     }
 
-    /// Gives the memory away, with what lies at remembered positions, and goes on with other memory. Only an empty
-    /// inbox can: nothing unread may be lost.
-    pub(super) fn give_away(&mut self, other: Vec<u8>) -> Option<Vec<u8>> {
-        if self.start != self.end {
-            return None;
-        }
-        let other = if other.len() == self.buf.len() { other } else { vec![0; self.buf.len()] };
+    /// Gives the memory away, with what lies at remembered positions, and goes on with `other`, which is as long. Only for an
+    /// empty inbox: what is unread would be lost.
+    pub(super) fn give_away(&mut self, other: Vec<u8>) -> Vec<u8> {
+        debug_assert!(
+            self.start == self.end && other.len() == self.buf.len(),
+            "empty, and replaced by its like"
+        );
         (self.start, self.end) = (0, 0);
-        Some(std::mem::replace(&mut self.buf, other))
+        std::mem::replace(&mut self.buf, other)
     }
 
     /// Whether giving the buffer back would free memory worth the trouble.

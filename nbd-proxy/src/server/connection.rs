@@ -30,6 +30,8 @@ use large::BigWrite;
 pub(super) const REPLY_SLACK: usize = 8 << 10;
 /// A message of so many bytes is received by itself.
 const LARGE: usize = 48 << 10;
+/// Large reads of a connection are fetched by so many workers beside its own thread.
+const FETCHERS: usize = 2;
 /// Bulky buffers are given back after so long without a request.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -228,6 +230,11 @@ impl Connection {
             if whole || !structured {
                 return self.stream_body(cookie, offset, len);
             }
+            return self.hand_over(cookie, Work::Read { offset, len, whole });
+        }
+        // While others wait behind it, a worker fetches it and this thread sends what is there.
+        let others = self.inbox.bytes().len() >= REQUEST_LEN;
+        if len >= LARGE && others && session.outbox.jobs() < FETCHERS {
             return self.hand_over(cookie, Work::Read { offset, len, whole });
         }
         let answer = Answer { cookie, offset, len, whole, last: true, wait: false };

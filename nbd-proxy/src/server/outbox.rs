@@ -18,6 +18,9 @@ use super::socket::Socket;
 const GATHER: usize = 4 << 10;
 /// Buffers kept for reuse.
 const SPARES: usize = 4;
+/// Receive buffers that workers may have at a time. Few, so that they stay in the cache and are there again when needed: a
+/// fresh one costs a page fault for every page.
+const SLABS: usize = 4;
 /// Slow requests of one connection, whatever their size.
 const MAX_JOBS: usize = 128;
 
@@ -43,6 +46,9 @@ struct State<P> {
     /// Work that goes on when the queue has shrunk.
     parked: Vec<P>,
     spares: Vec<Vec<u8>>,
+    /// Receive buffers that workers have, and those they are done with.
+    slabs_out: usize,
+    slabs: Vec<Vec<u8>>,
 }
 
 /// See the module. `P` is work that can be parked.
@@ -83,6 +89,8 @@ impl<P> Outbox<P> {
             watched: false,
             parked: Vec::new(),
             spares: Vec::new(),
+            slabs_out: 0,
+            slabs: Vec::new(),
         };
         Self { limit, state: Mutex::new(state), quiet: Condvar::new() }
     }
@@ -112,14 +120,31 @@ impl<P> Outbox<P> {
         found.map(|index| state.spares.swap_remove(index)).unwrap_or_default()
     }
 
-    /// Keeps a used buffer for [`Outbox::spare`].
-    pub(super) fn recycle(&self, bytes: Vec<u8>) {
-        self.lock().recycle(bytes);
+    /// Memory of `len` bytes, the same at every call, for receiving on while a worker has the buffer in use; none if too many
+    /// have one already. Give it back by [`Outbox::end_slab`].
+    pub(super) fn begin_slab(&self, len: usize) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        if state.slabs_out == SLABS {
+            return None;
+        }
+        state.slabs_out += 1;
+        let used = state.slabs.pop();
+        drop(state);
+        Some(used.unwrap_or_else(|| vec![0; len]))
+    }
+
+    /// A worker is done with a receive buffer.
+    pub(super) fn end_slab(&self, bytes: Vec<u8>) {
+        let mut state = self.lock();
+        state.slabs_out -= 1;
+        state.slabs.push(bytes);
     }
 
     /// Frees the buffers kept for reuse.
     pub(super) fn drop_spares(&self) {
-        self.lock().spares.clear();
+        let mut state = self.lock();
+        state.spares.clear();
+        state.slabs.clear();
     }
 
     /// Whether the client is gone.
@@ -279,6 +304,11 @@ impl<P> Outbox<P> {
         }
         state.watched = watch && !fits;
         fits
+    }
+
+    /// How many slow requests are under way.
+    pub(super) fn jobs(&self) -> usize {
+        self.lock().jobs
     }
 
     /// A slow request has ended.

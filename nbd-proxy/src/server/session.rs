@@ -201,7 +201,7 @@ impl Task for Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if let Work::Slab { buf, .. } = &mut self.work {
-            self.session.outbox.recycle(std::mem::take(buf));
+            self.session.outbox.end_slab(std::mem::take(buf));
         }
         self.session.outbox.ended(&self.session.socket, self.counted);
     }

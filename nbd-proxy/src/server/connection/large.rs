@@ -123,12 +123,15 @@ impl Connection {
     pub(super) fn hand_over_slab(&mut self, cookie: Cookie, offset: u64, at: usize, len: usize) -> bool {
         self.run_batch();
         let session = &self.session;
-        if !self.inbox.bytes().is_empty() || !session.outbox.admit(len, false) {
+        if !self.inbox.bytes().is_empty() {
             return false;
         }
-        let Some(buf) = self.inbox.give_away(session.outbox.spare(self.inbox.capacity())) else {
+        let Some(other) = session.outbox.begin_slab(self.inbox.capacity()) else { return false };
+        if !session.outbox.admit(len, false) {
+            session.outbox.end_slab(other);
             return false;
-        };
+        }
+        let buf = self.inbox.give_away(other);
         Job::submit(session, cookie, Work::Slab { offset, at, len, buf }, len);
         true
     }

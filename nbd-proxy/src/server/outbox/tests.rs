@@ -100,3 +100,17 @@ fn when_the_client_is_gone_everything_is_dropped() {
     outbox.push(b"more");
     assert!(!outbox.is_stalled() && !outbox.begin_body());
 }
+
+#[test]
+fn few_receive_buffers_are_out_and_they_come_back() {
+    let outbox = Outbox::<()>::new(1 << 20);
+    let given: Vec<_> = std::iter::from_fn(|| outbox.begin_slab(64)).collect();
+    assert_eq!(given.len(), SLABS);
+    for mut slab in given {
+        slab[0] = 7;
+        outbox.end_slab(slab);
+    }
+    assert_eq!(outbox.begin_slab(64).unwrap()[0], 7, "memory in use before is used again");
+    outbox.drop_spares();
+    assert_eq!(outbox.begin_slab(64).unwrap()[0], 0, "and freed when asked");
+}
