@@ -88,7 +88,7 @@ pub fn decode(object: &str, bytes: &[u8]) -> Result<Description> {
 
 fn delta(object: &str, bytes: &[u8]) -> Result<DeltaSummary> {
     let (index_ref, index) = reader::check(object, bytes)?;
-    let Index { frames, disks } = index;
+    let Index { frames, disks, .. } = index;
     let summary = |(name, extents): (String, Vec<crate::delta::Extent>)| {
         let sum =
             |data: bool| extents.iter().filter(|extent| extent.at.is_some() == data).map(|e| e.len).sum();

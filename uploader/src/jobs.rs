@@ -54,6 +54,12 @@ pub struct Job {
     pub bytes_done: u64,
     /// Bytes in all, as far as known.
     pub bytes_total: u64,
+    /// Of a sync: bytes done that had to travel.
+    #[serde(default)]
+    pub bytes_shipped: u64,
+    /// Of a sync: bytes among them that hashes could not decide upon.
+    #[serde(default)]
+    pub bytes_undecided: u64,
     /// Why it runs, for people.
     pub cause: String,
     /// What went wrong.
@@ -118,6 +124,8 @@ impl Jobs {
             ended: None,
             bytes_done: 0,
             bytes_total: 0,
+            bytes_shipped: 0,
+            bytes_undecided: 0,
             cause: cause.to_owned(),
             error: None,
         };

@@ -22,8 +22,11 @@ pub mod journal;
 pub mod state;
 pub mod status;
 
+mod compare;
 mod context;
+mod copy;
 mod engine;
+mod held;
 mod ship;
 mod sync;
 mod task;

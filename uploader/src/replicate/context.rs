@@ -9,7 +9,9 @@ use std::time::Instant;
 use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
+use uuid::Uuid;
 
+use super::held::Held;
 use super::journal::Journal;
 use super::state::State;
 use super::status::{Phase, Status};
@@ -44,6 +46,8 @@ pub(super) struct Ready {
     pub line: Line,
     pub state: State,
     pub journal: Option<Journal>,
+    /// What the disk of an attempt is compared with.
+    pub held: Option<(Uuid, Arc<Held>)>,
 }
 
 impl Context {
@@ -63,7 +67,7 @@ impl Context {
             fresh
         });
         let line = commit::line(&vault, machine);
-        let mut ready = Ready { vault, line, state, journal: None };
+        let mut ready = Ready { vault, line, state, journal: None, held: None };
         if !ready.state.claimed {
             self.claim(&mut ready).await?;
         }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use nbd_proxy::tracking::{Cut, MachineInfo};
+use nbd_proxy::tracking::{Cut, MachineInfo, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
 
@@ -266,14 +266,16 @@ impl Work<'_> {
         let disks = info.disks.iter().map(|disk| {
             let planned =
                 state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
-            let copied =
-                planned.zip(journal).map_or(0, |(planned, journal)| journal.copied(planned.attempt).bytes);
+            let copied = planned.zip(journal).map(|(planned, journal)| journal.copied(planned.attempt));
+            let copied = copied.unwrap_or_default();
             DiskStatus {
                 name: disk.name.clone(),
                 state: planned.map_or(DiskState::Protected, |planned| disk_state(state, planned)),
                 size: disk.size,
-                bytes_done: copied,
-                bytes_total: planned.map_or(0, |planned| planned.total.max(copied)),
+                bytes_done: copied.read,
+                bytes_total: planned.map_or(0, |planned| planned.total.max(copied.read)),
+                bytes_shipped: copied.shipped,
+                bytes_undecided: copied.undecided,
                 dirty_bytes: disk.dirty_bytes,
                 log_bytes: disk.log_bytes,
             }
@@ -303,7 +305,7 @@ fn same(before: &MachineInfo, now: &MachineInfo) -> bool {
 }
 
 fn disk_state(state: &State, planned: &super::state::SyncDisk) -> DiskState {
-    if !planned.whole {
+    if planned.scope != SyncScope::Whole {
         DiskState::CatchingUp
     } else if state.disks.contains_key(&planned.name) || state.point.is_some() {
         DiskState::Resync

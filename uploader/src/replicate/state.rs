@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use nbd_proxy::tracking::SyncScope;
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -38,11 +39,19 @@ pub struct SyncDisk {
     pub tracking: Uuid,
     /// Drawn each time the copy of this disk begins: what the journal has of another attempt does not count.
     pub attempt: Uuid,
-    /// Every byte is covered: nothing in the vault is relied on.
+    /// What the proxy names to be read.
+    pub scope: SyncScope,
+    /// From here to the end everything is read, whatever the proxy names: the disk has grown by that.
+    pub tail: u64,
+    /// The next point says all there is to say of the disk: nothing of its parent is relied on.
     pub whole: bool,
+    /// What is read is compared with the vault before it is shipped …
+    pub compare: bool,
+    /// … and relied on is what this point holds, which has to be the next one's parent.
+    pub against: Option<PointId>,
     /// Why.
     pub cause: String,
-    /// Bytes of data to copy.
+    /// Bytes of data to read.
     pub total: u64,
 }
 
@@ -150,7 +159,8 @@ impl State {
     ///
     /// Any other point was on its way when an earlier step was dropped. Logs that came later may have been released on
     /// the strength of the journal alone, so the sync and its journal stay, for the next point to follow with. Nor does
-    /// such a point make anything exact that is not known to be: what it held may have been given up since.
+    /// such a point make anything exact that is not known to be: what it held may have been given up since. And whatever
+    /// was compared with the point before it has to be compared again: what it changed may have been left out as equal.
     pub fn remember(&mut self, header: &Header, whole_sync: bool) {
         self.head = header.number;
         if !header.is_point() {
@@ -166,6 +176,10 @@ impl State {
                 header.disks.iter().any(same)
             };
             self.disks.retain(|name, known| agrees(name, known));
+            let head = self.point;
+            if let Some(sync) = &mut self.sync {
+                sync.disks.retain(|disk| disk.against.is_none() || disk.against == head);
+            }
             return;
         }
         let known = |disk: &crate::point::PointDisk| {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::journal::Copied;
 use crate::keys::PointId;
 use crate::store::Counts;
 
@@ -69,10 +70,14 @@ pub struct DiskStatus {
     pub state: DiskState,
     /// Its size in bytes.
     pub size: u64,
-    /// Bytes copied by the sync under way and durable in the vault.
+    /// Bytes read by the sync under way; what of them had to travel is durable in the vault.
     pub bytes_done: u64,
-    /// Bytes that the sync has to copy.
+    /// Bytes that the sync has to read.
     pub bytes_total: u64,
+    /// Bytes that had to travel.
+    pub bytes_shipped: u64,
+    /// Bytes among them that hashes could not decide upon.
+    pub bytes_undecided: u64,
     /// Bytes written since the newest point, at most.
     pub dirty_bytes: u64,
     /// Bytes of change log on local disk.
@@ -112,6 +117,16 @@ pub struct Status {
     pub disks: Vec<DiskStatus>,
     /// Requests and bytes since the loop started.
     pub counts: Counts,
+}
+
+impl DiskStatus {
+    /// Shows how far the copy is.
+    pub(super) fn progress(&mut self, copied: &Copied, total: u64) {
+        self.bytes_done = copied.read;
+        self.bytes_total = total.max(copied.read);
+        self.bytes_shipped = copied.shipped;
+        self.bytes_undecided = copied.undecided;
+    }
 }
 
 impl Status {
