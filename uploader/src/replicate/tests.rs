@@ -1,4 +1,5 @@
 mod basics;
+mod compare;
 mod errors;
 mod late;
 mod oracle;

@@ -1,6 +1,7 @@
 //! A machine behind a real proxy, in a folder of its own, with an oracle of what its disks hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use jiff::Timestamp;
 use nbd_proxy::device::{BlockDevice as _, Extent, Write, ZeroMode};
 use nbd_proxy::disk::DiskSettings;
 use nbd_proxy::machine::{Machine, MachineSettings};
-use nbd_proxy::tracking::{Cut, MachineInfo, Sync};
+use nbd_proxy::tracking::{Cut, MachineInfo, Sync, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -31,8 +32,17 @@ struct Inner {
     write_between: bool,
     /// A disk that overflows right after the next cut.
     overflow: Option<String>,
+    /// Whole syncs of disks that the vault was exact about become marked ones.
+    marks: bool,
+    /// What was ever written, by whomever, in regions.
+    regions: BTreeMap<String, BTreeSet<u64>>,
+    /// The regions that a marked sync names, by its tracking id.
+    marked: BTreeMap<Uuid, BTreeSet<u64>>,
     random: Random,
 }
+
+/// The length of a region that is marked.
+const REGION: u64 = 128 << 10;
 
 /// See the module. Clones are the same machine.
 #[derive(Clone)]
@@ -56,6 +66,9 @@ impl Rig {
             read: 0,
             write_between: false,
             overflow: None,
+            marks: false,
+            regions: BTreeMap::new(),
+            marked: BTreeMap::new(),
             random: Random::new(seed),
         };
         let rig = Self { inner: Arc::new(Mutex::new(inner)), dir: Arc::new(dir) };
@@ -120,6 +133,46 @@ impl Rig {
     /// Kills the proxy: nothing is closed in order.
     pub fn kill_proxy(&self) {
         self.with(|inner| inner.machine = None);
+    }
+
+    /// Ends the proxy in good order.
+    pub fn close_proxy(&self) {
+        self.with(|inner| inner.machine.take().expect("the proxy runs").close().unwrap());
+    }
+
+    /// Writes to the image behind the proxy's back; it must not run.
+    pub fn write_outside(&self, disk: &str, offset: u64, data: &[u8]) {
+        self.with(|inner| {
+            assert!(inner.machine.is_none(), "the proxy runs");
+            let path = &inner.settings.disks.iter().find(|each| each.name == disk).unwrap().path;
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.write_all_at(data, offset).unwrap();
+            inner.note(disk, offset, data);
+        });
+    }
+
+    /// Gives the disk another size; the proxy must not run.
+    pub fn resize(&self, disk: &str, size: u64) {
+        self.with(|inner| {
+            let path = &inner.settings.disks.iter().find(|each| each.name == disk).unwrap().path;
+            std::fs::File::options().write(true).open(path).unwrap().set_len(size).unwrap();
+            inner.oracle.get_mut(disk).unwrap().resize(usize::try_from(size).unwrap(), 0);
+        });
+    }
+
+    /// Random changes behind the proxy's back, which is closed and started for it.
+    pub fn churn_outside(&self, count: usize) {
+        self.close_proxy();
+        for _ in 0..count {
+            let (name, at, data) = self.with(Inner::random_change);
+            self.write_outside(&name, at, &data);
+        }
+        self.start_proxy();
+    }
+
+    /// From now on, syncs after a loss of tracking name the regions that may differ, as after a power loss.
+    pub fn mark(&self, on: bool) {
+        self.with(|inner| inner.marks = on);
     }
 
     pub fn start_proxy(&self) {
@@ -218,26 +271,60 @@ impl Inner {
 
     fn write(&mut self, disk: &str, offset: u64, data: &[u8]) {
         self.write_device(disk, offset, data);
-        let at = usize::try_from(offset).unwrap();
-        self.oracle.get_mut(disk).unwrap()[at..at + data.len()].copy_from_slice(data);
+        self.note(disk, offset, data);
     }
 
-    fn random_write(&mut self) {
+    /// Somebody has written.
+    fn note(&mut self, disk: &str, offset: u64, data: &[u8]) {
+        let at = usize::try_from(offset).unwrap();
+        self.oracle.get_mut(disk).unwrap()[at..at + data.len()].copy_from_slice(data);
+        let regions = offset / REGION..=(offset + data.len() as u64 - 1) / REGION;
+        self.regions.entry(disk.to_owned()).or_default().extend(regions);
+    }
+
+    fn random_change(&mut self) -> (String, u64, Vec<u8>) {
         let names: Vec<String> = self.oracle.keys().cloned().collect();
-        let name = &names[self.random.size(names.len())];
-        let size = self.oracle[name].len();
+        let name = names[self.random.size(names.len())].clone();
+        let size = self.oracle[&name].len();
         let longest = [512, 5000, 40_000, 200_000][self.random.size(4)];
         let len = 1 + self.random.size(longest.min(size));
         let at = self.random.size(size - len + 1);
-        if self.random.below(4) == 0 {
+        let zero = self.random.below(4) == 0;
+        let data = if zero { vec![0; len] } else { self.random.bytes(len) };
+        (name, at as u64, data)
+    }
+
+    fn random_write(&mut self) {
+        let (name, at, data) = self.random_change();
+        if data.iter().all(|byte| *byte == 0) {
             let machine = self.machine.as_ref().expect("the proxy runs");
             let mode = ZeroMode { punch: self.random.below(2) == 0, fast: false, fua: false };
-            machine.disk(name).unwrap().zero(at as u64, len as u64, mode).unwrap();
-            self.oracle.get_mut(name).unwrap()[at..at + len].fill(0);
+            machine.disk(&name).unwrap().zero(at, data.len() as u64, mode).unwrap();
+            self.note(&name, at, &data);
         } else {
-            let data = self.random.bytes(len);
-            self.write(&name.clone(), at as u64, &data);
+            self.write(&name, at, &data);
         }
+    }
+
+    /// Makes a marked sync of a whole one, if what the vault has may be relied upon.
+    fn mark(&mut self, disk: &str, known: Option<Uuid>, sync: Sync) -> Sync {
+        if !self.marks || known.is_none() || sync.scope != SyncScope::Whole {
+            self.marked.remove(&sync.tracking);
+            return sync;
+        }
+        let regions = self.regions.get(disk).cloned().unwrap_or_default();
+        self.marked.insert(sync.tracking, regions);
+        Sync { scope: SyncScope::Marked, ..sync }
+    }
+
+    fn marked_extents(&self, tracking: Uuid, size: u64, from: u64) -> Option<Vec<Extent>> {
+        let regions = self.marked.get(&tracking)?.range(from / REGION..);
+        let extent = |region: &u64| {
+            let (start, end) = ((region * REGION).max(from), ((region + 1) * REGION).min(size));
+            Extent { offset: start, len: end - start, hole: false }
+        };
+        // A few at a time, so that asking again is tried too.
+        Some(regions.take(3).map(extent).collect())
     }
 }
 
@@ -263,11 +350,15 @@ impl Source for Rig {
     }
 
     async fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> Result<Sync> {
-        self.ask(|_, machine| machine.begin_sync(disk, known))
+        self.ask(|inner, machine| Ok(inner.mark(disk, known, machine.begin_sync(disk, known)?)))
     }
 
     async fn sync_extents(&self, disk: &str, tracking: Uuid, from: u64) -> Result<Vec<Extent>> {
-        self.ask(|_, machine| machine.sync_extents(disk, tracking, from))
+        self.ask(|inner, machine| {
+            let named = machine.sync_extents(disk, tracking, from)?;
+            let size = machine.disk(disk)?.size();
+            Ok(inner.marked_extents(tracking, size, from).unwrap_or(named))
+        })
     }
 
     async fn read(&self, disk: &str, offset: u64, len: u32) -> Result<Bytes> {
