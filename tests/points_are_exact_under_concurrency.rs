@@ -245,6 +245,9 @@ async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
         jobs: uploader::jobs::Jobs::open(&dir.join("jobs")).expect("job records"),
         retry_gaps: vec![Duration::from_millis(20)],
         host: "test".to_owned(),
+        resync_window: replicate::ResyncWindow::Always,
+        clock: replicate::Clock::new(jiff::ZonedDateTime::now),
+        copy_limit: None,
     };
     std::fs::create_dir_all(&settings.state_dir).expect("a state folder");
     let connect = replicate::connect_to(config, Encryption::None);

@@ -36,6 +36,8 @@ pub struct DiskInfo {
     pub cause: String,
     /// Whether a sync under `tracking` has been begun and not ended.
     pub syncing: bool,
+    /// The id under which the vault has to be exact for a sync to be less than whole; without one it will be whole.
+    pub base: Option<Uuid>,
     /// Bytes in blocks written since the last released cut (upper bound of what the next delta reads).
     pub dirty_bytes: u64,
     /// Bytes held by log segments on local disk.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Deserialize;
 
-use super::units::{Size, Span};
+use super::units::{Rate, Size, Span, Window};
 use super::{Secret, refuse};
 
 /// Read when neither `--config` nor `LIFEBOAT_CONFIG` names a file.
@@ -28,6 +28,10 @@ pub const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 pub const RETRY_COUNT: RangeInclusive<usize> = 1..=16;
 /// The least `policy.log_limit`, in bytes: a segment that records, one in transit, and room to roll.
 pub const LOG_LIMIT_MIN: u64 = 16 << 20;
+/// `policy.resync_window`.
+pub const RESYNC_WINDOW: &str = "18:30-06:00";
+/// The least `policy.copy_limit`, in bytes a second: a piece that is read at once.
+pub const COPY_LIMIT_MIN: u64 = 1 << 20;
 /// The longest path of a Unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
 /// `machine.disk.socket_mode`.
@@ -69,6 +73,8 @@ pub struct Policy {
     pub interval: Option<Span>,
     pub retry: Option<Vec<Span>>,
     pub log_limit: Option<Size>,
+    pub resync_window: Option<Window>,
+    pub copy_limit: Option<Rate>,
 }
 
 /// `[[machine]]`

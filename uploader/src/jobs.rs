@@ -33,6 +33,8 @@ pub enum JobState {
     Done,
     /// Ended with an error.
     Failed,
+    /// Given up because the operator said so.
+    Cancelled,
 }
 
 /// A job's record.
@@ -152,6 +154,14 @@ impl Jobs {
                 job.error = Some(e.to_string());
             }
         }
+        self.save(&job)?;
+        Ok(job)
+    }
+
+    /// Ends a job that the operator does not want any more.
+    pub fn cancel(&self, mut job: Job) -> Result<Job> {
+        job.ended = Some(Timestamp::now());
+        job.state = JobState::Cancelled;
         self.save(&job)?;
         Ok(job)
     }

@@ -73,6 +73,11 @@ impl TrackedDisk {
             logged: tracker.is_logged(),
             cause: tracker.cause.clone(),
             syncing: tracker.sync.is_some(),
+            base: match &tracker.sync {
+                Some(sync) => sync.base,
+                None if tracker.is_logged() => Some(tracker.tracking),
+                None => tracker.base,
+            },
             dirty_bytes: tracker.dirty_bytes(),
             log_bytes: tracker.log_bytes(),
             clients: 0,

@@ -19,6 +19,7 @@ use super::ship::{Exit, Packing, Turn};
 use super::state::{SyncDisk, SyncState};
 use super::status::Phase;
 use super::sync::unreadable;
+use super::throttle::Throttle;
 use crate::commit::Uploaded;
 use crate::delta::DeltaWriter;
 use crate::delta::writer::LARGE_FRAME;
@@ -152,7 +153,8 @@ impl Work<'_> {
         let Some(journal) = self.ready.journal.as_mut() else { return Ok(()) };
         let record = |uploaded: Uploaded, copied: Copied| journal.copy(disk.attempt, copied, Some(uploaded));
         let ship = target.ship(Vec::new(), &mut packing.packed, record);
-        let feed = feed(&*self.ctx.source, disk, from, deadline, items);
+        let live = Live { source: &*self.ctx.source, disk, throttle: &self.ctx.throttle };
+        let feed = live.feed(from, deadline, items);
         let (ended, ()) = tokio::try_join!(feed, ship)?;
         packing.end().await?;
         let mut rest: Copied = rest.await.unwrap_or_default();
@@ -210,34 +212,51 @@ struct Piece {
     data: Option<Bytes>,
 }
 
-/// Reads `disk` from `from` on until it ends (`true`) or the deadline is there.
-async fn feed(
-    source: &dyn AnySource,
-    disk: &SyncDisk,
-    from: u64,
-    deadline: Instant,
-    items: mpsc::Sender<Piece>,
-) -> Result<bool> {
-    let mut at = from;
-    while at < disk.size {
-        let extents = extents(source, disk, at).await?;
-        if extents.is_empty() {
-            return Ok(true);
-        }
-        let read = |piece| read(source, &disk.name, piece);
-        let begin = at;
-        let pieces = extents.into_iter().flat_map(move |extent| split(extent, begin));
-        let mut reads = stream::iter(pieces).map(read).buffered(READS);
-        while let Some(piece) = reads.next().await {
-            let piece = piece?;
-            at = piece.offset + piece.len;
-            // Nobody takes it: packing has failed, and says why where it is waited for.
-            if items.send(piece).await.is_err() || Instant::now() >= deadline {
-                return Ok(at >= disk.size);
+/// A live disk that is being copied.
+struct Live<'a> {
+    source: &'a dyn AnySource,
+    disk: &'a SyncDisk,
+    throttle: &'a Throttle,
+}
+
+impl Live<'_> {
+    /// Reads the disk from `from` on until it ends (`true`) or the deadline is there.
+    async fn feed(&self, from: u64, deadline: Instant, items: mpsc::Sender<Piece>) -> Result<bool> {
+        let mut at = from;
+        while at < self.disk.size {
+            let extents = extents(self.source, self.disk, at).await?;
+            if extents.is_empty() {
+                return Ok(true);
+            }
+            let begin = at;
+            let pieces = extents.into_iter().flat_map(move |extent| split(extent, begin));
+            let mut reads = stream::iter(pieces).map(|piece| self.read(piece)).buffered(READS);
+            while let Some(piece) = reads.next().await {
+                let piece = piece?;
+                at = piece.offset + piece.len;
+                // Nobody takes it: packing has failed, and says why where it is waited for.
+                if items.send(piece).await.is_err() || Instant::now() >= deadline {
+                    return Ok(at >= self.disk.size);
+                }
             }
         }
+        Ok(true)
     }
-    Ok(true)
+
+    async fn read(&self, (offset, len, hole): (u64, u64, bool)) -> Result<Piece> {
+        if hole {
+            return Ok(Piece { offset, len, data: None });
+        }
+        self.throttle.take(len).await;
+        let asked = u32::try_from(len).unwrap_or(u32::MAX);
+        let data = self.source.read(&self.disk.name, offset, asked).await?;
+        if data.len() as u64 != len {
+            let message =
+                format!("the proxy read {} bytes at {offset} where {len} were asked for", data.len());
+            return Err(Error::new(Kind::Io, &self.disk.name, message));
+        }
+        Ok(Piece { offset, len, data: Some(data) })
+    }
 }
 
 /// The part of `extent` from `from` on, in pieces that cut no cell in two.
@@ -249,19 +268,6 @@ fn split(extent: Extent, from: u64) -> impl Iterator<Item = (u64, u64, bool)> {
         at = stop;
         piece
     })
-}
-
-async fn read(source: &dyn AnySource, disk: &str, (offset, len, hole): (u64, u64, bool)) -> Result<Piece> {
-    if hole {
-        return Ok(Piece { offset, len, data: None });
-    }
-    let asked = u32::try_from(len).unwrap_or(u32::MAX);
-    let data = source.read(disk, offset, asked).await?;
-    if data.len() as u64 != len {
-        let message = format!("the proxy read {} bytes at {offset} where {len} were asked for", data.len());
-        return Err(Error::new(Kind::Io, disk, message));
-    }
-    Ok(Piece { offset, len, data: Some(data) })
 }
 
 /// Packs pieces as they come, or what of them has to travel; runs on a thread of its own. Returns what came after the last

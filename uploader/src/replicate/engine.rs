@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use jiff::ZonedDateTime;
 use nbd_proxy::tracking::{Cut, MachineInfo, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use super::context::{Context, Ready};
 use super::ship::{self, Packed, Target};
 use super::state::State;
 use super::status::{DiskState, DiskStatus, Phase, Status};
+use super::throttle::Throttle;
 use super::{Connect, CutReport, Inbox, Settings};
 use crate::commit::{self, Committed, Outcome, Uploaded};
 use crate::delta::Encoded;
@@ -24,6 +26,24 @@ use crate::store::Counts;
 
 /// How often tracking may change under one step before it is left to a later one.
 const ROUNDS: usize = 8;
+
+/// How a step ended well.
+pub(super) enum Step {
+    /// With a point.
+    Point,
+    /// A whole compare has to wait for the resync window.
+    Waits(Waits),
+}
+
+/// What waits for the resync window.
+pub(super) struct Waits {
+    /// When the window opens.
+    pub until: ZonedDateTime,
+    /// What is to be compared, and why.
+    pub cause: String,
+    /// The disks.
+    pub disks: Vec<String>,
+}
 
 pub(super) struct Engine {
     ctx: Context,
@@ -40,14 +60,15 @@ impl Engine {
     ) -> Self {
         let last_cut = Instant::now();
         let (serving, past) = (Vec::new(), Counts::default());
+        let throttle = Throttle::new(settings.copy_limit);
         Self {
-            ctx: Context { settings, source, status, connect, inbox, serving, last_cut, past },
+            ctx: Context { settings, source, status, connect, inbox, serving, last_cut, past, throttle },
             ready: None,
         }
     }
 
     /// Does whatever stands between now and a committed point.
-    pub async fn step(&mut self) -> Result<()> {
+    pub async fn step(&mut self) -> Result<Step> {
         let ready = match &mut self.ready {
             Some(ready) => ready,
             none => none.insert(self.ctx.prepare().await?),
@@ -56,8 +77,8 @@ impl Engine {
         for _ in 0..ROUNDS {
             let seen = work.ctx.source.machine().await?;
             match work.attempt(&seen).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
+                Ok(Some(step)) => return Ok(step),
+                Ok(None) => {}
                 // The proxy was restarted with other disks, or gave a sync up, while we asked about the old ones.
                 Err(e) if asked_in_vain(&e) && !same(&seen, &work.ctx.source.machine().await?) => {}
                 Err(e) => return Err(e),
@@ -82,6 +103,11 @@ impl Engine {
 
     pub fn inbox(&self) -> &Inbox {
         &self.ctx.inbox
+    }
+
+    /// What is shown of the loop.
+    pub fn status(&self) -> watch::Ref<'_, Status> {
+        self.ctx.status.borrow()
     }
 
     /// Changes what is shown of the loop.
@@ -110,15 +136,18 @@ pub(super) struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Tries for a point; `false` means that tracking changed on the way.
-    async fn attempt(&mut self, info: &MachineInfo) -> Result<bool> {
+    /// Tries for a point; `None` means that tracking changed on the way.
+    async fn attempt(&mut self, info: &MachineInfo) -> Result<Option<Step>> {
         let before = self.ready.vault.store.counts();
-        self.plan_sync(info).await?;
+        let waits = self.plan_sync(info).await?;
         self.show(info);
-        if !self.copy_all().await? {
-            return Ok(false);
+        if let Some(waits) = waits {
+            return Ok(Some(Step::Waits(waits)));
         }
-        self.point(before).await
+        if !self.copy_all().await? {
+            return Ok(None);
+        }
+        Ok(self.point(before).await?.then_some(Step::Point))
     }
 
     /// The tracking id under which `disk` is, or will be, exact.

@@ -92,9 +92,12 @@ pub struct State {
     pub sync: Option<SyncState>,
     /// The operator has paused the machine.
     pub paused: bool,
-    /// The operator has asked for a whole copy, and no point has come of it yet.
-    #[serde(default)]
+    /// It was by cancelling a copy.
+    pub cancelled: bool,
+    /// The operator has asked for all disks to be compared, and no point has come of it yet.
     pub resync_asked: bool,
+    /// The operator does not want to wait for the resync window, and no point has come of it yet.
+    pub start_now: bool,
 }
 
 impl State {
@@ -113,7 +116,9 @@ impl State {
             disks: BTreeMap::new(),
             sync: None,
             paused: false,
+            cancelled: false,
             resync_asked: false,
+            start_now: false,
         }
     }
 
@@ -188,5 +193,6 @@ impl State {
         self.disks = header.disks.iter().map(known).collect();
         self.sync = None;
         self.resync_asked = false;
+        self.start_now = false;
     }
 }

@@ -37,7 +37,7 @@ use nbd_proxy::{Error, Kind, Result};
 use uuid::Uuid;
 
 use super::copy;
-use super::engine::Work;
+use super::engine::{Waits, Work};
 use super::journal::Journal;
 use super::ship;
 use super::state::{Known, SyncDisk, SyncState};
@@ -59,8 +59,9 @@ enum Head {
 }
 
 impl Work<'_> {
-    /// Begins a sync for each disk that is not exact, and ends what a sync that was committed left open.
-    pub async fn plan_sync(&mut self, info: &MachineInfo) -> Result<()> {
+    /// Begins a sync for each disk that is not exact, and ends what a sync that was committed left open. Nothing begins if
+    /// one of them has to wait.
+    pub async fn plan_sync(&mut self, info: &MachineInfo) -> Result<Option<Waits>> {
         let mut fresh = Vec::new();
         for disk in &info.disks {
             let state = &self.ready.state;
@@ -79,14 +80,38 @@ impl Work<'_> {
                 _ => fresh.push((disk, known)),
             }
         }
+        if let Some(waits) = self.waits(&fresh).await? {
+            return Ok(Some(waits));
+        }
         let mut begun = Vec::new();
         for (disk, known) in fresh {
             begun.push(self.begin(disk, known).await?);
         }
-        self.plan(info, begun)
+        self.plan(info, begun)?;
+        Ok(None)
     }
 
-    async fn begin(&self, disk: &DiskInfo, known: Option<Known>) -> Result<SyncDisk> {
+    /// Whether a sync of one of `disks` would be a whole compare, and would be so at a time when nobody wants it.
+    async fn waits(&mut self, disks: &[(&DiskInfo, Option<Known>)]) -> Result<Option<Waits>> {
+        let (settings, state) = (&self.ctx.settings, &self.ready.state);
+        let Some(until) = settings.resync_window.opens(&settings.clock.now()) else { return Ok(None) };
+        if state.resync_asked || state.start_now {
+            return Ok(None);
+        }
+        let mut waiting = Vec::new();
+        for (disk, known) in disks {
+            let whole = known.is_none_or(|known| disk.base != Some(known.tracking));
+            if whole && !matches!(self.head(&disk.name).await?, Head::Nothing) {
+                waiting.push(*disk);
+            }
+        }
+        let cause = waiting.iter().map(|disk| format!("disk {}: {}", disk.name, disk.cause));
+        let cause = cause.collect::<Vec<_>>().join("; ");
+        let disks: Vec<_> = waiting.into_iter().map(|disk| disk.name.clone()).collect();
+        Ok((!disks.is_empty()).then_some(Waits { until, cause, disks }))
+    }
+
+    async fn begin(&mut self, disk: &DiskInfo, known: Option<Known>) -> Result<SyncDisk> {
         let head = self.head(&disk.name).await?;
         let had = match head {
             Head::Disk(_, size) => size,
@@ -147,20 +172,22 @@ impl Work<'_> {
     }
 
     /// What the newest point has of `disk`.
-    async fn head(&self, disk: &str) -> Result<Head> {
+    async fn head(&mut self, disk: &str) -> Result<Head> {
         let Some(point) = self.ready.state.point else { return Ok(Head::Nothing) };
-        match listing::header(&self.ready.vault, &self.ctx.settings.machine, point.number).await {
-            Ok(header) if header.id() == point => {
-                let held = header.disks.iter().find(|held| held.name == disk);
-                Ok(held.map_or(Head::Nothing, |held| Head::Disk(point, held.size)))
+        if self.ready.newest.as_ref().is_none_or(|newest| newest.id() != point) {
+            match listing::header(&self.ready.vault, &self.ctx.settings.machine, point.number).await {
+                Ok(header) if header.id() == point => self.ready.newest = Some(header),
+                Ok(header) => {
+                    let message = format!("{} stands in its place", header.id());
+                    return Ok(Head::Unreadable(Error::corrupt(point.to_string(), message)));
+                }
+                Err(e) if unreadable(&e) => return Ok(Head::Unreadable(e)),
+                Err(e) => return Err(e),
             }
-            Ok(header) => Ok(Head::Unreadable(Error::corrupt(
-                point.to_string(),
-                format!("{} stands in its place", header.id()),
-            ))),
-            Err(e) if unreadable(&e) => Ok(Head::Unreadable(e)),
-            Err(e) => Err(e),
         }
+        let disks = self.ready.newest.iter().flat_map(|newest| &newest.disks);
+        let held = disks.into_iter().find(|held| held.name == disk);
+        Ok(held.map_or(Head::Nothing, |held| Head::Disk(point, held.size)))
     }
 
     /// `disk` cannot be compared because of `error`: all of it will be shipped.

@@ -2,6 +2,7 @@ mod basics;
 mod compare;
 mod errors;
 mod late;
+mod operator;
 mod oracle;
 
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::Random;
 use crate::jobs::Jobs;
-use crate::replicate::Settings;
+use crate::replicate::{Clock, ResyncWindow, Settings};
 use crate::source::Source;
 
 pub(crate) type Disks = BTreeMap<String, Vec<u8>>;
@@ -227,6 +227,9 @@ impl Rig {
             jobs: Jobs::open(&self.dir.path().join("jobs")).unwrap(),
             retry_gaps: vec![Duration::from_millis(2)],
             host: "here".to_owned(),
+            resync_window: ResyncWindow::Always,
+            clock: Clock::new(jiff::ZonedDateTime::now),
+            copy_limit: None,
         }
     }
 

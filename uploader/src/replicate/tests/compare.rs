@@ -142,7 +142,9 @@ async fn disturbed() -> (Vault, Arc<Faulty>, Arc<AtomicU8>) {
     let planned = Arc::clone(&mode);
     let faulty = Faulty::new(memory, move |_, ask, key| match planned.load(SeqCst) {
         // The claim, entry 1, is never disturbed.
-        _ if ask != Ask::Put || !key.contains("/line/") || key.ends_with("/00000000000000000001") => Fault::None,
+        _ if ask != Ask::Put || !key.contains("/line/") || key.ends_with("/00000000000000000001") => {
+            Fault::None
+        }
         LATE => Fault::Late,
         STUCK => Fault::HangBefore,
         MET => Fault::AfterLate,

@@ -138,14 +138,17 @@ async fn syncs_of_every_scope_survive_everything() {
             let fault = if random.below(2) == 0 { Fault::HangBefore } else { Fault::HangAfter };
             let plan = move |number, _, _: &str| if number > last { fault } else { Fault::None };
             let faulty = Faulty::new(Arc::clone(&memory), plan);
-            let vault = Vault { store: crate::store::Store::new(faulty.clone(), "memory://test"), ..clean.clone() };
+            let vault =
+                Vault { store: crate::store::Store::new(faulty.clone(), "memory://test"), ..clean.clone() };
             let mut settings = rig.settings();
             settings.interval = Duration::from_millis(1 + random.below(4));
             let handle = start(settings, rig.clone(), connect(&vault));
             if random.below(4) == 0 {
                 handle.resync().await.unwrap();
             }
-            tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified()).await.expect("a last request");
+            tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified())
+                .await
+                .expect("a last request");
             handle.stop().await;
             let state = state::State::load(rig.folder(), "m").unwrap();
             let planned = state.and_then(|state| state.sync).into_iter().flat_map(|sync| sync.disks);
