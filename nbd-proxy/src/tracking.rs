@@ -98,6 +98,24 @@ pub struct Sync {
     pub cause: String,
     /// Size of the disk in bytes.
     pub size: u64,
+    /// Names the extents: see [`Round`].
+    pub round: Uuid,
+    /// The complete round that this one follows; without one the sync has just begun.
+    pub follows: Option<Uuid>,
+    /// Whether writes are being logged, so that a cut can end the sync. If not, another round has to follow this one.
+    pub logged: bool,
+}
+
+/// How far a caller came with a round of a sync.
+///
+/// A sync that outlives its log goes on in rounds: what is written while the blocks of one round are copied, by whatever
+/// name it is known (a record in a log that was lost, a bit), is what the next round names. The last round is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Round {
+    /// Which round.
+    pub id: Uuid,
+    /// All that it named is durable in the vault.
+    pub complete: bool,
 }
 
 /// What a [`Sync`] copies.

@@ -179,12 +179,7 @@ impl TrackedDisk {
         let Some(spare) = tracker.spare.take() else { return Err(self.not_logged(&tracker)) };
         tracker.start_log(spare, segments);
         tracker.mode = Mode::Logged;
-        tracker.sync = state.sync.map(|scope| Syncing {
-            scope,
-            base: None,
-            copy: None,
-            released: DirtyBitmap::new(self.backing.size()),
-        });
+        tracker.sync = state.sync.map(|scope| Syncing::new(scope, None, None, self.backing.size()));
         Ok(())
     }
 
