@@ -29,6 +29,7 @@ mod context;
 mod copy;
 mod engine;
 mod held;
+mod rounds;
 mod ship;
 mod sync;
 mod task;

@@ -53,6 +53,11 @@ impl Work<'_> {
     async fn or_cut<T>(&mut self, what: impl Future<Output = T>) -> Result<Option<T>> {
         // Kept over the cuts: one place in a queue, one way through the vault.
         let mut waiting = pin!(what);
+        let logged = |disk: &SyncDisk| disk.logged;
+        if !self.ready.state.sync.iter().flat_map(|sync| &sync.disks).all(logged) {
+            // There can be no cut.
+            return Ok(Some(waiting.await));
+        }
         loop {
             let due = self.ctx.last_cut + self.ctx.settings.interval;
             if Instant::now() >= due && !self.intermediate_cut().await? {
@@ -110,7 +115,8 @@ impl Work<'_> {
         let counts = self.ready.vault.store.counts();
         self.ctx.status.send_modify(|status| {
             status.phase = Phase::Syncing;
-            status.activity = format!("disk {} of {}, {percent} %", number + 1, sync.disks.len());
+            let round = if disk.number == 0 { String::new() } else { format!(", round {}", disk.number + 1) };
+            status.activity = format!("disk {} of {}{round}, {percent} %", number + 1, sync.disks.len());
             if let Some(shown) = status.disks.iter_mut().find(|shown| shown.name == disk.name) {
                 shown.progress(&now, disk.total);
             }

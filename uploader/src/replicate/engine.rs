@@ -13,6 +13,7 @@ use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
 
 use super::context::{Context, Ready};
+use super::rounds::Rounds;
 use super::ship::{self, Packed, Target};
 use super::state::State;
 use super::status::{DiskState, DiskStatus, Phase, Status};
@@ -144,8 +145,15 @@ impl Work<'_> {
         if let Some(waits) = waits {
             return Ok(Some(Step::Waits(waits)));
         }
-        if !self.copy_all().await? {
-            return Ok(None);
+        loop {
+            if !self.copy_all().await? {
+                return Ok(None);
+            }
+            match self.next_rounds().await? {
+                Rounds::Over => break,
+                Rounds::Begun => {}
+                Rounds::Forgotten => return Ok(None),
+            }
         }
         Ok(self.point(before).await?.then_some(Step::Point))
     }
@@ -157,6 +165,12 @@ impl Work<'_> {
             state.sync.as_ref().and_then(|sync| sync.disks.iter().find(|planned| planned.name == disk));
         let known = || state.disks.get(disk).map(|known| (known.tracking, known.size));
         syncing.map(|planned| (planned.tracking, planned.size)).or_else(known)
+    }
+
+    /// Whether `disk` is in a round without a log; then there can be no cut.
+    fn is_unlogged(&self, disk: &str) -> bool {
+        let mut planned = self.ready.state.sync.iter().flat_map(|sync| &sync.disks);
+        planned.any(|planned| planned.name == disk && !planned.logged)
     }
 
     /// Cuts; `None` if a disk is not tracked as expected any more.
@@ -180,7 +194,8 @@ impl Work<'_> {
     pub async fn changed(&self) -> Result<bool> {
         let info = self.ctx.source.machine().await?;
         let changed = |disk: &nbd_proxy::tracking::DiskInfo| {
-            !disk.logged || self.expected(&disk.name) != Some((disk.tracking, disk.size))
+            (!disk.logged && !self.is_unlogged(&disk.name))
+                || self.expected(&disk.name) != Some((disk.tracking, disk.size))
         };
         Ok(info.disks.iter().any(changed))
     }

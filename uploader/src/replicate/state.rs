@@ -39,6 +39,12 @@ pub struct SyncDisk {
     pub tracking: Uuid,
     /// Drawn each time the copy of this disk begins: what the journal has of another attempt does not count.
     pub attempt: Uuid,
+    /// The round that the copy is in, as the proxy names it.
+    pub round: Uuid,
+    /// How many rounds came before it.
+    pub number: u32,
+    /// Writes are being logged, so that a cut can end the sync.
+    pub logged: bool,
     /// What the proxy names to be read.
     pub scope: SyncScope,
     /// From here to the end everything is read, whatever the proxy names: the disk has grown by that.

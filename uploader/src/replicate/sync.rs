@@ -58,6 +58,14 @@ enum Head {
     Unreadable(Error),
 }
 
+/// A disk that is not exact, and that no sync makes exact as it is.
+struct Fresh<'a> {
+    disk: &'a DiskInfo,
+    known: Option<Known>,
+    /// The plan that does not fit any more.
+    planned: Option<SyncDisk>,
+}
+
 impl Work<'_> {
     /// Begins a sync for each disk that is not exact, and ends what a sync that was committed left open. Nothing begins if
     /// one of them has to wait.
@@ -68,38 +76,44 @@ impl Work<'_> {
             let planned =
                 state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
             let known = state.disks.get(&disk.name).copied();
-            let same =
-                |tracking: Uuid, size: u64| tracking == disk.tracking && size == disk.size && disk.logged;
+            let same = |tracking: Uuid, size: u64| tracking == disk.tracking && size == disk.size;
             match (planned, known) {
-                (Some(planned), _) if same(planned.tracking, planned.size) && disk.syncing => {}
-                (None, Some(known)) if same(known.tracking, known.size) => {
+                (Some(planned), _)
+                    if same(planned.tracking, planned.size)
+                        && disk.syncing
+                        && (disk.logged || !planned.logged) => {}
+                (None, Some(known)) if same(known.tracking, known.size) && disk.logged => {
                     if disk.syncing {
                         self.ctx.source.end_sync(&disk.name, disk.tracking).await?;
                     }
                 }
-                _ => fresh.push((disk, known)),
+                (planned, known) => {
+                    let planned = planned.filter(|planned| planned.size == disk.size).cloned();
+                    fresh.push(Fresh { disk, known, planned });
+                }
             }
         }
         if let Some(waits) = self.waits(&fresh).await? {
             return Ok(Some(waits));
         }
         let mut begun = Vec::new();
-        for (disk, known) in fresh {
-            begun.push(self.begin(disk, known).await?);
+        for fresh in fresh {
+            begun.push(self.begin(info, fresh).await?);
         }
         self.plan(info, begun)?;
         Ok(None)
     }
 
     /// Whether a sync of one of `disks` would be a whole compare, and would be so at a time when nobody wants it.
-    async fn waits(&mut self, disks: &[(&DiskInfo, Option<Known>)]) -> Result<Option<Waits>> {
+    async fn waits(&mut self, fresh: &[Fresh<'_>]) -> Result<Option<Waits>> {
         let (settings, state) = (&self.ctx.settings, &self.ready.state);
         let Some(until) = settings.resync_window.opens(&settings.clock.now()) else { return Ok(None) };
         if state.resync_asked || state.start_now {
             return Ok(None);
         }
         let mut waiting = Vec::new();
-        for (disk, known) in disks {
+        // What has begun goes on.
+        for Fresh { disk, known, .. } in fresh.iter().filter(|fresh| fresh.planned.is_none()) {
             let whole = known.is_none_or(|known| disk.base != Some(known.tracking));
             if whole && !matches!(self.head(&disk.name).await?, Head::Nothing) {
                 waiting.push(*disk);
@@ -111,7 +125,8 @@ impl Work<'_> {
         Ok((!disks.is_empty()).then_some(Waits { until, cause, disks }))
     }
 
-    async fn begin(&mut self, disk: &DiskInfo, known: Option<Known>) -> Result<SyncDisk> {
+    async fn begin(&mut self, info: &MachineInfo, fresh: Fresh<'_>) -> Result<SyncDisk> {
+        let Fresh { disk, known, planned } = fresh;
         let head = self.head(&disk.name).await?;
         let had = match head {
             Head::Disk(_, size) => size,
@@ -120,7 +135,20 @@ impl Work<'_> {
         if disk.size < had {
             return Err(shrunk(disk, had));
         }
-        let sync = self.ctx.source.begin_sync(&disk.name, known.map(|known| known.tracking)).await?;
+        let base = known.map(|known| known.tracking);
+        let sync = match planned {
+            None => self.ctx.source.begin_sync(&disk.name, base).await?,
+            Some(planned) => {
+                let complete = self.copied(&planned).next >= planned.size;
+                let logged = complete && Self::log_next(&planned, info);
+                let have = planned.have(complete);
+                let sync = self.ctx.source.next_round(&disk.name, base, have, logged).await?;
+                if let Some(goes_on) = planned.goes_on(&sync) {
+                    return self.counted(goes_on).await;
+                }
+                sync
+            }
+        };
         if sync.scope != SyncScope::Whole && known.is_none() {
             let message = "the proxy offers a partial copy where the vault holds nothing to build upon";
             return Err(Error::new(Kind::InvalidInput, &disk.name, message));
@@ -145,6 +173,9 @@ impl Work<'_> {
             size: sync.size,
             tracking: sync.tracking,
             attempt: Uuid::new_v4(),
+            round: sync.round,
+            number: 0,
+            logged: sync.logged,
             scope: sync.scope,
             tail: grown.map_or(sync.size, |known| known.size),
             whole,
@@ -157,17 +188,18 @@ impl Work<'_> {
     }
 
     /// The same with its total.
-    async fn counted(&self, mut disk: SyncDisk) -> Result<SyncDisk> {
+    pub async fn counted(&self, mut disk: SyncDisk) -> Result<SyncDisk> {
         let mut at = 0;
+        disk.total = 0;
         while at < disk.size {
             let extents = copy::extents(&*self.ctx.source, &disk, at).await?;
             let Some(last) = extents.last() else { break };
             at = last.offset + last.len;
             disk.total += extents.iter().filter(|extent| !extent.hole).map(|extent| extent.len).sum::<u64>();
         }
-        let SyncDisk { name, cause, scope, compare, total, .. } = &disk;
+        let SyncDisk { name, cause, scope, compare, total, number, logged, .. } = &disk;
         tracing::info!(machine = %self.ctx.settings.machine, disk = %name, %cause, ?scope, compare, total,
-            "sync begins");
+            round = number + 1, logged, "sync begins");
         Ok(disk)
     }
 
@@ -198,6 +230,9 @@ impl Work<'_> {
         let fresh = SyncDisk {
             tracking: sync.tracking,
             attempt: Uuid::new_v4(),
+            round: sync.round,
+            number: 0,
+            logged: sync.logged,
             scope: sync.scope,
             tail: disk.size,
             whole: true,

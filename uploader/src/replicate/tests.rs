@@ -4,6 +4,7 @@ mod errors;
 mod late;
 mod operator;
 mod oracle;
+mod rounds;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use nbd_proxy::device::{BlockDevice as _, Extent, Write, ZeroMode};
 use nbd_proxy::disk::DiskSettings;
 use nbd_proxy::machine::{Machine, MachineSettings};
-use nbd_proxy::tracking::{Cut, MachineInfo, Sync, SyncScope};
+use nbd_proxy::tracking::{Cut, MachineInfo, Round, Sync, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -30,6 +30,10 @@ struct Inner {
     /// Bytes that the uploader read of the live disks.
     read: u64,
     write_between: bool,
+    /// How much the guest writes, and how far into each disk, whenever a piece is read.
+    hot: Option<(usize, usize)>,
+    /// Pieces to read until the proxy dies.
+    reads_left: Option<u64>,
     /// A disk that overflows right after the next cut.
     overflow: Option<String>,
     /// Whole syncs of disks that the vault was exact about become marked ones.
@@ -38,6 +42,8 @@ struct Inner {
     regions: BTreeMap<String, BTreeSet<u64>>,
     /// The regions that a marked sync names, by its tracking id.
     marked: BTreeMap<Uuid, BTreeSet<u64>>,
+    /// The same by the sync's first round.
+    marked_rounds: BTreeMap<Uuid, BTreeSet<u64>>,
     random: Random,
 }
 
@@ -65,10 +71,13 @@ impl Rig {
             cuts: BTreeMap::new(),
             read: 0,
             write_between: false,
+            hot: None,
+            reads_left: None,
             overflow: None,
             marks: false,
             regions: BTreeMap::new(),
             marked: BTreeMap::new(),
+            marked_rounds: BTreeMap::new(),
             random: Random::new(seed),
         };
         let rig = Self { inner: Arc::new(Mutex::new(inner)), dir: Arc::new(dir) };
@@ -175,6 +184,11 @@ impl Rig {
         self.with(|inner| inner.marks = on);
     }
 
+    /// Kills the proxy when the uploader has read so many pieces more.
+    pub fn kill_proxy_after(&self, reads: u64) {
+        self.with(|inner| inner.reads_left = Some(reads));
+    }
+
     pub fn start_proxy(&self) {
         self.with(|inner| {
             inner.machine = None;
@@ -198,6 +212,11 @@ impl Rig {
     /// From now on, the guest writes between any two requests of the uploader.
     pub fn write_between(&self, on: bool) {
         self.with(|inner| inner.write_between = on);
+    }
+
+    /// From now on, the guest writes `bytes` within the first `area` bytes of each disk whenever the uploader reads.
+    pub fn rewrite(&self, bytes: usize, area: usize) {
+        self.with(|inner| inner.hot = Some((bytes, area)));
     }
 
     /// Fills the log of `disk` until it is dropped: at once, or right after the next cut.
@@ -309,14 +328,28 @@ impl Inner {
         }
     }
 
+    fn rewrite(&mut self) {
+        let Some((bytes, area)) = self.hot else { return };
+        let names: Vec<String> = self.oracle.keys().cloned().collect();
+        let mut left = bytes;
+        while left > 0 {
+            let len = left.min(1 + self.random.size(60_000));
+            let (at, data) = (self.random.size(area - len), self.random.bytes(len));
+            names.iter().for_each(|name| self.write(name, at as u64, &data));
+            left -= len;
+        }
+    }
+
     /// Makes a marked sync of a whole one, if what the vault has may be relied upon.
     fn mark(&mut self, disk: &str, known: Option<Uuid>, sync: Sync) -> Sync {
         if !self.marks || known.is_none() || sync.scope != SyncScope::Whole {
             self.marked.remove(&sync.tracking);
+            self.marked_rounds.remove(&sync.round);
             return sync;
         }
         let regions = self.regions.get(disk).cloned().unwrap_or_default();
-        self.marked.insert(sync.tracking, regions);
+        self.marked.insert(sync.tracking, regions.clone());
+        self.marked_rounds.insert(sync.round, regions);
         Sync { scope: SyncScope::Marked, ..sync }
     }
 
@@ -356,6 +389,23 @@ impl Source for Rig {
         self.ask(|inner, machine| Ok(inner.mark(disk, known, machine.begin_sync(disk, known)?)))
     }
 
+    async fn next_round(&self, disk: &str, known: Option<Uuid>, have: Round, logged: bool) -> Result<Sync> {
+        self.ask(|inner, machine| {
+            let sync = machine.next_round(disk, known, have, logged)?;
+            // The round goes on under another name.
+            let regions = inner.marked_rounds.get(&sync.round).cloned();
+            if let Some(regions) = regions {
+                inner.marked.insert(sync.tracking, regions);
+                return Ok(Sync { scope: SyncScope::Marked, ..sync });
+            }
+            if sync.follows.is_some() || sync.round == have.id {
+                inner.marked.remove(&sync.tracking);
+                return Ok(sync);
+            }
+            Ok(inner.mark(disk, known, sync))
+        })
+    }
+
     async fn sync_extents(&self, disk: &str, tracking: Uuid, from: u64) -> Result<Vec<Extent>> {
         self.ask(|inner, machine| {
             let named = machine.sync_extents(disk, tracking, from)?;
@@ -367,6 +417,11 @@ impl Source for Rig {
     async fn read(&self, disk: &str, offset: u64, len: u32) -> Result<Bytes> {
         self.ask(|inner, machine| {
             inner.read += u64::from(len);
+            inner.rewrite();
+            inner.reads_left = inner.reads_left.map(|left| left.saturating_sub(1));
+            if inner.reads_left == Some(0) {
+                (inner.machine, inner.reads_left) = (None, None);
+            }
             machine.read(disk, offset, len).map(Bytes::from)
         })
     }
