@@ -70,6 +70,8 @@ pub struct Disk {
     pub bytes_shipped: u64,
     /// Bytes among them that hashes could not decide upon.
     pub bytes_undecided: u64,
+    /// Bytes that the newest point lacks because they could not be read.
+    pub bytes_unreadable: u64,
     /// Bytes written since the newest point.
     pub dirty_bytes: u64,
     /// Bytes of change log on local disk.
@@ -86,6 +88,7 @@ impl Machine {
             bytes_total: disk.bytes_total,
             bytes_shipped: disk.bytes_shipped,
             bytes_undecided: disk.bytes_undecided,
+            bytes_unreadable: disk.bytes_unreadable,
             dirty_bytes: disk.dirty_bytes,
             log_bytes: disk.log_bytes,
         });
@@ -118,6 +121,7 @@ impl Machine {
             bytes_total: 0,
             bytes_shipped: 0,
             bytes_undecided: 0,
+            bytes_unreadable: 0,
             dirty_bytes: disk.dirty_bytes,
             log_bytes: disk.log_bytes,
         });

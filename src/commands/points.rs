@@ -53,6 +53,15 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
     output::answer(context.json, &Answer { points }, people)
 }
 
+/// What a point lacks, for people.
+fn unreadable(point: &PointInfo) -> String {
+    let lacks = point.disks.iter().filter(|disk| !disk.unreadable.is_empty()).map(|disk| {
+        let bytes = disk.unreadable.iter().map(|gap| gap.len).sum();
+        format!("{} of {} could not be read", output::size(bytes), disk.name)
+    });
+    lacks.collect::<Vec<_>>().join(", ")
+}
+
 fn people(answer: &Answer) -> String {
     if answer.points.is_empty() {
         return "no point yet".to_owned();
@@ -63,7 +72,8 @@ fn people(answer: &Answer) -> String {
             output::instant(point.time),
             output::word(&point.kind),
             output::size(point.bytes),
+            unreadable(point),
         ]
     });
-    output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT"], rows)
+    output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT", ""], rows)
 }

@@ -146,6 +146,9 @@ impl fmt::Display for EntrySummary {
         for disk in &header.disks {
             let whole = if disk.whole { ", whole" } else { "" };
             writeln!(f, "disk {}: {} bytes{whole}, tracking {}", disk.name, disk.size, disk.tracking)?;
+            for gap in &disk.unreadable {
+                writeln!(f, "  {} bytes at {} could not be read", gap.len, gap.offset)?;
+            }
         }
         for delta in &self.deltas {
             let name = delta.name.as_ref().map(|name| keys::delta(&header.machine, name));

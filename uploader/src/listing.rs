@@ -10,7 +10,7 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{self, PointId};
-use crate::point::{self, EntryKind, Header};
+use crate::point::{self, EntryKind, Gap, Header};
 use crate::vault::Vault;
 
 /// Entries read at the same time.
@@ -62,6 +62,9 @@ pub struct DiskSummary {
     pub name: String,
     /// Its size in bytes at the point.
     pub size: u64,
+    /// What could not be read of it when it was copied; empty almost always.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
 }
 
 /// A point as a listing shows it.
@@ -85,7 +88,11 @@ pub struct PointInfo {
 
 impl From<Header> for PointInfo {
     fn from(header: Header) -> Self {
-        let summary = |disk: point::PointDisk| DiskSummary { name: disk.name, size: disk.size };
+        let summary = |disk: point::PointDisk| DiskSummary {
+            name: disk.name,
+            size: disk.size,
+            unreadable: disk.unreadable,
+        };
         Self {
             id: PointId { generation: header.generation, number: header.number },
             time: header.time,

@@ -22,13 +22,19 @@ use super::sync::unreadable;
 use super::throttle::Throttle;
 use crate::commit::Uploaded;
 use crate::delta::DeltaWriter;
+use crate::delta::format::CELL;
 use crate::delta::writer::LARGE_FRAME;
+use crate::point::Gap;
 use crate::source::AnySource;
 
-/// The live disk is read in pieces of at most this many bytes, cut where its address is a multiple …
+/// The live disk is read in pieces of at most this many bytes, which cut no cell in two …
 const PIECE: u64 = 1 << 20;
 /// … a few of them at a time.
 const READS: usize = 4;
+/// Where that fails, it is read in pieces of a cell, and where that fails, in pieces of this.
+const SECTOR: u64 = 4096;
+/// With more places than these that cannot be read, a disk is no disk any more.
+const UNREADABLE_MAX: usize = 1000;
 /// Progress is durable, and shown, at least this often.
 const SHOW: Duration = Duration::from_secs(10);
 
@@ -211,11 +217,19 @@ fn check_gapless(disk: &SyncDisk, from: u64, extents: &[Extent]) -> Result<()> {
     Err(Error::corrupt(&disk.name, format!("the proxy left a gap at {at} in what is to be copied")))
 }
 
-/// A piece of the live disk; without data it reads as zero.
+/// A piece of the live disk.
 struct Piece {
     offset: u64,
     len: u64,
-    data: Option<Bytes>,
+    content: Content,
+}
+
+enum Content {
+    Data(Bytes),
+    /// It reads as zero.
+    Hole,
+    /// It cannot be read: what the vault has of it stays as it is.
+    Unreadable,
 }
 
 /// A live disk that is being copied.
@@ -235,13 +249,17 @@ impl Live<'_> {
                 return Ok(true);
             }
             let begin = at;
-            let pieces = extents.into_iter().flat_map(move |extent| split(extent, begin));
+            let pieces = extents.into_iter().flat_map(move |extent| split(extent, begin, PIECE));
             let mut reads = stream::iter(pieces).map(|piece| self.read(piece)).buffered(READS);
-            while let Some(piece) = reads.next().await {
-                let piece = piece?;
-                at = piece.offset + piece.len;
-                // Nobody takes it: packing has failed, and says why where it is waited for.
-                if items.send(piece).await.is_err() || Instant::now() >= deadline {
+            while let Some(pieces) = reads.next().await {
+                for piece in pieces? {
+                    at = piece.offset + piece.len;
+                    // Nobody takes it: packing has failed, and says why where it is waited for.
+                    if items.send(piece).await.is_err() {
+                        return Ok(false);
+                    }
+                }
+                if Instant::now() >= deadline {
                     return Ok(at >= self.disk.size);
                 }
             }
@@ -249,27 +267,50 @@ impl Live<'_> {
         Ok(true)
     }
 
-    async fn read(&self, (offset, len, hole): (u64, u64, bool)) -> Result<Piece> {
+    /// Reads a piece; what cannot be read of it comes as pieces of its own.
+    async fn read(&self, (offset, len, hole): (u64, u64, bool)) -> Result<Vec<Piece>> {
         if hole {
-            return Ok(Piece { offset, len, data: None });
+            return Ok(vec![Piece { offset, len, content: Content::Hole }]);
         }
         self.throttle.take(len).await;
-        let asked = u32::try_from(len).unwrap_or(u32::MAX);
-        let data = self.source.read(&self.disk.name, offset, asked).await?;
-        if data.len() as u64 != len {
-            let message =
-                format!("the proxy read {} bytes at {offset} where {len} were asked for", data.len());
-            return Err(Error::new(Kind::Io, &self.disk.name, message));
+        let mut pieces = Vec::new();
+        let mut rest = vec![(offset, len)];
+        while let Some((offset, len)) = rest.pop() {
+            let content = match self.read_once(offset, len).await {
+                Ok(data) => Content::Data(data),
+                Err(error) if error.kind != Kind::Io => return Err(error),
+                Err(error) if len <= SECTOR => {
+                    tracing::warn!(disk = %self.disk.name, offset, len, %error, "the live disk cannot be read");
+                    Content::Unreadable
+                }
+                Err(_) => {
+                    let step = if len > CELL { CELL } else { SECTOR };
+                    let parts = split(Extent { offset, len, hole: false }, offset, step);
+                    let parts: Vec<_> = parts.map(|(offset, len, _)| (offset, len)).collect();
+                    rest.extend(parts.into_iter().rev());
+                    continue;
+                }
+            };
+            pieces.push(Piece { offset, len, content });
         }
-        Ok(Piece { offset, len, data: Some(data) })
+        Ok(pieces)
+    }
+
+    async fn read_once(&self, offset: u64, len: u64) -> Result<Bytes> {
+        let data = self.source.read(&self.disk.name, offset, u32::try_from(len).unwrap_or(u32::MAX)).await?;
+        if data.len() as u64 == len {
+            return Ok(data);
+        }
+        let message = format!("the proxy read {} bytes at {offset} where {len} were asked for", data.len());
+        Err(Error::corrupt(&self.disk.name, message))
     }
 }
 
-/// The part of `extent` from `from` on, in pieces that cut no cell in two.
-fn split(extent: Extent, from: u64) -> impl Iterator<Item = (u64, u64, bool)> {
+/// The part of `extent` from `from` on, cut where the disk's address is a multiple of `step`.
+fn split(extent: Extent, from: u64, step: u64) -> impl Iterator<Item = (u64, u64, bool)> {
     let (mut at, end, hole) = (extent.offset.max(from), extent.offset + extent.len, extent.hole);
     std::iter::from_fn(move || {
-        let stop = if hole { end } else { end.min((at / PIECE + 1) * PIECE) };
+        let stop = if hole { end } else { end.min((at / step + 1) * step) };
         let piece = (at < end).then(|| (at, stop - at, hole));
         at = stop;
         piece
@@ -290,27 +331,38 @@ fn pack_copy(
         writer
     };
     let (mut writer, mut copied) = (begin(), Copied::default());
-    while let Some(Piece { offset, len, data }) = pieces.blocking_recv() {
+    while let Some(Piece { offset, len, content }) = pieces.blocking_recv() {
         let everything = [(offset, len)];
         let before = compare.as_ref().map_or(0, |compare| compare.undecided);
-        let travels = match (&mut compare, &data) {
+        let travels = match (&mut compare, &content) {
+            (_, Content::Unreadable) => &[],
             (None, _) => &everything[..],
-            (Some(compare), Some(data)) => compare.data(offset, data)?,
-            (Some(compare), None) => compare.hole(offset, len)?,
+            (Some(compare), Content::Data(data)) => compare.data(offset, data)?,
+            (Some(compare), Content::Hole) => compare.hole(offset, len)?,
         };
         for (start, len) in travels {
-            match &data {
-                Some(data) => {
+            match &content {
+                Content::Data(data) => {
                     let index = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
                     writer.data(*start, &data[index(*start)..index(start + len)])?;
                 }
-                None => writer.zero(*start, *len)?,
+                _ => writer.zero(*start, *len)?,
             }
             copied.shipped += len;
         }
         copied.next = offset + len;
-        copied.read += data.map_or(0, |data| data.len() as u64);
         copied.undecided += compare.as_ref().map_or(0, |compare| compare.undecided) - before;
+        match content {
+            Content::Data(data) => copied.read += data.len() as u64,
+            Content::Hole => {}
+            Content::Unreadable => {
+                copied.unreadable.push(Gap { offset, len });
+                copied.unreadable = Gap::joined(copied.unreadable);
+                if copied.unreadable.len() > UNREADABLE_MAX {
+                    return Err(too_much(disk));
+                }
+            }
+        }
         if writer.is_full() {
             let full = std::mem::replace(&mut writer, begin());
             exit.hand_on(full.finish()?, std::mem::take(&mut copied))?;
@@ -320,4 +372,10 @@ fn pack_copy(
         exit.hand_on(writer.finish()?, std::mem::take(&mut copied))?;
     }
     Ok(copied)
+}
+
+fn too_much(disk: &str) -> Error {
+    let message = format!("more than {UNREADABLE_MAX} places of it cannot be read: it is not copied further");
+    Error::new(Kind::Io, format!("disk {disk}"), message)
+        .remedy("look after the disk; points stay as they are")
 }

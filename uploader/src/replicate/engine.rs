@@ -15,13 +15,13 @@ use tokio::sync::watch;
 use super::context::{Context, Ready};
 use super::rounds::Rounds;
 use super::ship::{self, Packed, Target};
-use super::state::State;
+use super::state::{State, SyncDisk};
 use super::status::{DiskState, DiskStatus, Phase, Status};
 use super::throttle::Throttle;
 use super::{Connect, CutReport, Inbox, Settings};
 use crate::commit::{self, Committed, Outcome, Uploaded};
 use crate::delta::Encoded;
-use crate::point::{EntryKind, PointDisk};
+use crate::point::{EntryKind, Gap, PointDisk};
 use crate::source::AnySource;
 use crate::store::Counts;
 
@@ -232,13 +232,20 @@ impl Work<'_> {
     }
 
     fn disks_of(&self, cut: &Cut) -> Vec<PointDisk> {
-        let planned = self.ready.state.sync.iter().flat_map(|sync| &sync.disks);
-        let planned: Vec<_> = planned.filter(|disk| disk.whole).map(|disk| disk.name.as_str()).collect();
-        let disk = |disk: &nbd_proxy::tracking::CutDisk| PointDisk {
-            name: disk.name.clone(),
-            size: disk.size,
-            tracking: disk.tracking,
-            whole: planned.contains(&disk.name.as_str()),
+        let disk = |disk: &nbd_proxy::tracking::CutDisk| {
+            let mut planned = self.ready.state.sync.iter().flat_map(|sync| &sync.disks);
+            let planned = planned.find(|planned| planned.name == disk.name);
+            let known = || self.ready.state.disks.get(&disk.name).map(|known| known.unreadable.clone());
+            let copied = |planned: &SyncDisk| {
+                Gap::joined([&planned.unreadable[..], &self.copied(planned).unreadable[..]].concat())
+            };
+            PointDisk {
+                name: disk.name.clone(),
+                size: disk.size,
+                tracking: disk.tracking,
+                whole: planned.is_some_and(|planned| planned.whole),
+                unreadable: planned.map(copied).or_else(known).unwrap_or_default(),
+            }
         };
         cut.disks.iter().map(disk).collect()
     }
@@ -320,6 +327,10 @@ impl Work<'_> {
                 bytes_total: planned.map_or(0, |planned| planned.total.max(copied.read)),
                 bytes_shipped: copied.shipped,
                 bytes_undecided: copied.undecided,
+                bytes_unreadable: state
+                    .disks
+                    .get(&disk.name)
+                    .map_or(0, |known| known.unreadable.iter().map(|gap| gap.len).sum()),
                 dirty_bytes: disk.dirty_bytes,
                 log_bytes: disk.log_bytes,
             }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::commit::Uploaded;
 use crate::durable;
-use crate::point::DeltaRef;
+use crate::point::{DeltaRef, Gap};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ enum Line {
 }
 
 /// How far a disk's copy is; in a line of the journal, what one stretch added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copied {
     /// Where copying goes on.
     pub next: u64,
@@ -48,6 +48,9 @@ pub struct Copied {
     pub shipped: u64,
     /// Bytes among them that hashes could not decide upon.
     pub undecided: u64,
+    /// What could not be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
 }
 
 impl Copied {
@@ -57,6 +60,7 @@ impl Copied {
         self.read += stretch.read;
         self.shipped += stretch.shipped;
         self.undecided += stretch.undecided;
+        self.unreadable.extend(&stretch.unreadable);
     }
 }
 
@@ -102,7 +106,7 @@ impl Journal {
 
     /// How far `attempt` is.
     pub fn copied(&self, attempt: Uuid) -> Copied {
-        self.copied.get(&attempt).copied().unwrap_or_default()
+        self.copied.get(&attempt).cloned().unwrap_or_default()
     }
 
     /// All deltas, in the order in which they apply.

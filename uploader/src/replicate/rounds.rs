@@ -19,6 +19,7 @@ use nbd_proxy::tracking::{MachineInfo, Round, Sync, SyncScope};
 use uuid::Uuid;
 
 use super::engine::Work;
+use super::journal::Copied;
 use super::state::SyncDisk;
 
 /// So little is copied before any log is full.
@@ -42,7 +43,7 @@ impl SyncDisk {
 
     /// The plan after `sync` was answered to a question about this one's round; `None` if the proxy does not know the round
     /// any more.
-    pub fn goes_on(&self, sync: &Sync) -> Option<Self> {
+    pub fn goes_on(&self, sync: &Sync, copied: &Copied) -> Option<Self> {
         let now = Self { tracking: sync.tracking, logged: sync.logged, ..self.clone() };
         if sync.round == self.round {
             return Some(now);
@@ -55,6 +56,7 @@ impl SyncDisk {
             tail: self.size,
             // All of it was written.
             compare: false,
+            unreadable: [&self.unreadable[..], &copied.unreadable[..]].concat(),
             total: 0,
             ..now
         };
@@ -83,7 +85,7 @@ impl Work<'_> {
         for disk in sync.disks.iter_mut().filter(|disk| !disk.logged) {
             let known = self.ready.state.disks.get(&disk.name).map(|known| known.tracking);
             let answer = self.ctx.source.next_round(&disk.name, known, disk.have(true), logged).await?;
-            match disk.goes_on(&answer) {
+            match disk.goes_on(&answer, &self.copied(disk)) {
                 Some(next) => *disk = self.counted(next).await?,
                 None => return Ok(Rounds::Forgotten),
             }

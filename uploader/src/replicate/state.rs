@@ -15,17 +15,20 @@ use uuid::Uuid;
 use crate::durable;
 use crate::keys::PointId;
 use crate::line::Owner;
-use crate::point::Header;
+use crate::point::{Gap, Header};
 
 const FORMAT: u32 = 1;
 
 /// A disk as the newest point holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// The tracking id under which the vault is exact.
     pub tracking: Uuid,
     /// Its size at the newest point.
     pub size: u64,
+    /// What could not be read of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
 }
 
 /// A disk that is being copied.
@@ -55,6 +58,9 @@ pub struct SyncDisk {
     pub compare: bool,
     /// … and relied on is what this point holds, which has to be the next one's parent.
     pub against: Option<PointId>,
+    /// What could not be read, in earlier rounds or when the disk was copied before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
     /// Why.
     pub cause: String,
     /// Bytes of data to read.
@@ -194,7 +200,8 @@ impl State {
             return;
         }
         let known = |disk: &crate::point::PointDisk| {
-            (disk.name.clone(), Known { tracking: disk.tracking, size: disk.size })
+            let unreadable = disk.unreadable.clone();
+            (disk.name.clone(), Known { tracking: disk.tracking, size: disk.size, unreadable })
         };
         self.disks = header.disks.iter().map(known).collect();
         self.sync = None;

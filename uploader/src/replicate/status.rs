@@ -78,6 +78,8 @@ pub struct DiskStatus {
     pub bytes_shipped: u64,
     /// Bytes among them that hashes could not decide upon.
     pub bytes_undecided: u64,
+    /// Bytes that the newest point lacks because they could not be read when the disk was copied.
+    pub bytes_unreadable: u64,
     /// Bytes written since the newest point, at most.
     pub dirty_bytes: u64,
     /// Bytes of change log on local disk.
@@ -160,12 +162,23 @@ impl Status {
         self.disks.iter().find(|disk| disk.name == name)
     }
 
-    /// Nothing is wrong any more.
+    /// Nothing is wrong any more, but for what no retry can mend.
     pub(super) fn well(&mut self) {
         self.health = Health::Normal;
         self.cause.clear();
         self.remedy.clear();
         self.next_retry = None;
+        let lacking = self.disks.iter().filter(|disk| disk.bytes_unreadable > 0);
+        let lacking = lacking.map(|disk| format!("{} bytes of disk {}", disk.bytes_unreadable, disk.name));
+        let lacking = lacking.collect::<Vec<_>>().join(", ");
+        if !lacking.is_empty() {
+            self.health = Health::Warning;
+            self.cause = format!("points lack what could not be read of the live disk: {lacking}");
+            self.remedy = format!(
+                "mend the disk, then `lifeboat resync {}`; `lifeboat points {0} --json` says where",
+                self.machine
+            );
+        }
     }
 
     /// Sets the state of every disk.

@@ -75,7 +75,7 @@ impl Work<'_> {
             let state = &self.ready.state;
             let planned =
                 state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
-            let known = state.disks.get(&disk.name).copied();
+            let known = state.disks.get(&disk.name).cloned();
             let same = |tracking: Uuid, size: u64| tracking == disk.tracking && size == disk.size;
             match (planned, known) {
                 (Some(planned), _)
@@ -114,7 +114,7 @@ impl Work<'_> {
         let mut waiting = Vec::new();
         // What has begun goes on.
         for Fresh { disk, known, .. } in fresh.iter().filter(|fresh| fresh.planned.is_none()) {
-            let whole = known.is_none_or(|known| disk.base != Some(known.tracking));
+            let whole = known.as_ref().is_none_or(|known| disk.base != Some(known.tracking));
             if whole && !matches!(self.head(&disk.name).await?, Head::Nothing) {
                 waiting.push(*disk);
             }
@@ -130,20 +130,21 @@ impl Work<'_> {
         let head = self.head(&disk.name).await?;
         let had = match head {
             Head::Disk(_, size) => size,
-            _ => known.map_or(0, |known| known.size),
+            _ => known.as_ref().map_or(0, |known| known.size),
         };
         if disk.size < had {
             return Err(shrunk(disk, had));
         }
-        let base = known.map(|known| known.tracking);
+        let base = known.as_ref().map(|known| known.tracking);
         let sync = match planned {
             None => self.ctx.source.begin_sync(&disk.name, base).await?,
             Some(planned) => {
-                let complete = self.copied(&planned).next >= planned.size;
+                let copied = self.copied(&planned);
+                let complete = copied.next >= planned.size;
                 let logged = complete && Self::log_next(&planned, info);
                 let have = planned.have(complete);
                 let sync = self.ctx.source.next_round(&disk.name, base, have, logged).await?;
-                if let Some(goes_on) = planned.goes_on(&sync) {
+                if let Some(goes_on) = planned.goes_on(&sync, &copied) {
                     return self.counted(goes_on).await;
                 }
                 sync
@@ -167,7 +168,8 @@ impl Work<'_> {
                 (true, false, None)
             }
         };
-        let grown = known.filter(|known| sync.scope != SyncScope::Whole && known.size < sync.size);
+        let known = known.filter(|_| sync.scope != SyncScope::Whole);
+        let grown = known.as_ref().map(|known| known.size).filter(|size| *size < sync.size);
         self.counted(SyncDisk {
             name: disk.name.clone(),
             size: sync.size,
@@ -177,10 +179,11 @@ impl Work<'_> {
             number: 0,
             logged: sync.logged,
             scope: sync.scope,
-            tail: grown.map_or(sync.size, |known| known.size),
+            tail: grown.unwrap_or(sync.size),
             whole,
             compare,
             against,
+            unreadable: known.map(|known| known.unreadable).unwrap_or_default(),
             cause,
             total: 0,
         })
@@ -238,6 +241,7 @@ impl Work<'_> {
             whole: true,
             compare: false,
             against: None,
+            unreadable: Vec::new(),
             cause: not_compared(&disk.cause, error),
             total: 0,
             ..disk.clone()

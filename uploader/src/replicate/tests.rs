@@ -5,6 +5,7 @@ mod late;
 mod operator;
 mod oracle;
 mod rounds;
+mod unreadable;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -32,6 +32,8 @@ struct Inner {
     write_between: bool,
     /// How much the guest writes, and how far into each disk, whenever a piece is read.
     hot: Option<(usize, usize)>,
+    /// Ranges that cannot be read, as (disk, offset, end).
+    spoilt: Vec<(String, u64, u64)>,
     /// Pieces to read until the proxy dies.
     reads_left: Option<u64>,
     /// A disk that overflows right after the next cut.
@@ -72,6 +74,7 @@ impl Rig {
             read: 0,
             write_between: false,
             hot: None,
+            spoilt: Vec::new(),
             reads_left: None,
             overflow: None,
             marks: false,
@@ -182,6 +185,17 @@ impl Rig {
     /// From now on, syncs after a loss of tracking name the regions that may differ, as after a power loss.
     pub fn mark(&self, on: bool) {
         self.with(|inner| inner.marks = on);
+    }
+
+    /// The guest writes a lot whenever the uploader reads, or not.
+    pub fn set_hot(&self, on: bool) {
+        self.with(|inner| inner.hot = on.then_some((1 << 20, 200 << 10)));
+    }
+
+    /// From now on, these ranges of `disk` cannot be read.
+    pub fn spoil(&self, disk: &str, ranges: &[(u64, u64)]) {
+        let ranges = ranges.iter().map(|(offset, len)| (disk.to_owned(), *offset, offset + len)).collect();
+        self.with(|inner| inner.spoilt = ranges);
     }
 
     /// Kills the proxy when the uploader has read so many pieces more.
@@ -416,6 +430,10 @@ impl Source for Rig {
 
     async fn read(&self, disk: &str, offset: u64, len: u32) -> Result<Bytes> {
         self.ask(|inner, machine| {
+            let end = offset + u64::from(len);
+            if inner.spoilt.iter().any(|(name, from, to)| name == disk && *from < end && offset < *to) {
+                return Err(Error::new(Kind::Io, disk, format!("cannot read {len} bytes at {offset}: EIO")));
+            }
             inner.read += u64::from(len);
             inner.rewrite();
             inner.reads_left = inner.reads_left.map(|left| left.saturating_sub(1));

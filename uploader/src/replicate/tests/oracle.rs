@@ -107,6 +107,8 @@ fn mishap(rig: &Rig, random: &mut Random) {
     rig.mark(random.below(2) == 0);
     match random.below(6) {
         0 => rig.churn_outside(3),
+        // What a log that is lost in mid-sync leaves is copied in rounds.
+        4 => rig.set_hot(random.below(2) == 0),
         1 => {
             rig.kill_proxy();
             rig.start_proxy();
@@ -133,8 +135,9 @@ async fn syncs_of_every_scope_survive_everything() {
         let clean = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
         let mut random = Random::new(seed + 2000);
         let mut scopes = std::collections::BTreeSet::new();
-        for _ in 0..15 {
-            let last = random.below(20);
+        for _ in 0..10 {
+            let longest = [8, 30, 60][random.size(3)];
+            let last = random.below(longest);
             let fault = if random.below(2) == 0 { Fault::HangBefore } else { Fault::HangAfter };
             let plan = move |number, _, _: &str| if number > last { fault } else { Fault::None };
             let faulty = Faulty::new(Arc::clone(&memory), plan);
@@ -143,8 +146,17 @@ async fn syncs_of_every_scope_survive_everything() {
             let mut settings = rig.settings();
             settings.interval = Duration::from_millis(1 + random.below(4));
             let handle = start(settings, rig.clone(), connect(&vault));
-            if random.below(4) == 0 {
-                handle.resync().await.unwrap();
+            match random.below(12) {
+                0 | 1 => handle.resync().await.unwrap(),
+                2 => {
+                    // Cancelled, if a copy runs; and wanted again.
+                    let running = rig.settings().jobs.list().unwrap().into_iter().next();
+                    if let Some(job) = running {
+                        let _ = handle.cancel(job.id).await;
+                    }
+                    handle.resume().await.unwrap();
+                }
+                _ => {}
             }
             tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified())
                 .await
