@@ -15,14 +15,15 @@
 //! shipping a record again is harmless, for the newest record of a block wins and the last one says what the disk is.
 //! A cut that was not released when the next is asked for is merged back in the same way.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::device::Extent;
 use crate::disk::{Boundary, DiskSettings, TrackedDisk};
+use crate::ticker::Ticker;
 use crate::tracking::{Cut, CutDisk, MachineInfo, Sync};
 use crate::{Error, Kind, Result};
 
@@ -42,6 +43,7 @@ pub struct Machine {
     disks: Vec<Arc<TrackedDisk>>,
     cutting: Mutex<Cutting>,
     idle: Condvar,
+    ticker: OnceLock<Ticker>,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +59,11 @@ impl Machine {
     /// # Errors
     /// What [`crate::backing::RawDisk::open`] says, or a folder for the log that cannot be used.
     pub fn open(settings: &MachineSettings) -> Result<Arc<Self>> {
-        Self::open_in(settings, &boot_id()?)
+        let machine = Self::open_in(settings, &boot_id()?)?;
+        let ticker = Ticker::start(&machine.disks)
+            .map_err(|error| Error::io("start a thread for", Path::new(&settings.name), error))?;
+        let _ = machine.ticker.set(ticker);
+        Ok(machine)
     }
 
     /// The same in a given boot of the host.
@@ -79,7 +85,13 @@ impl Machine {
 
     /// A machine of disks that are open.
     pub(crate) fn over(name: String, disks: Vec<Arc<TrackedDisk>>) -> Arc<Self> {
-        Arc::new(Self { name, disks, cutting: Mutex::default(), idle: Condvar::new() })
+        Arc::new(Self {
+            name,
+            disks,
+            cutting: Mutex::default(),
+            idle: Condvar::new(),
+            ticker: OnceLock::new(),
+        })
     }
 
     /// The machine's name.

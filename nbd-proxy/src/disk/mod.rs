@@ -1,8 +1,8 @@
 //! A disk whose every write is known: the decorator between the NBD server and the backing.
 //!
-//! Four files, four questions: `write` — what happens to a request; `switch` — how logging stops and starts again;
-//! `recover` — what an open finds after a crash; `tracker` — the state behind them, without I/O. `state` is what
-//! survives a restart.
+//! Files and their questions: `write` — what happens to a request; `switch` — how logging stops and starts again; `mark` — how
+//! the intent map is kept ahead of the writes; `recover` and `verdict` — what an open finds after a crash; `tracker` and `intent` —
+//! the state behind them, without I/O. `state`, `intent::file`, `bitmap_file` and `void` are what survives a restart.
 //!
 //! Invariants, each with the test that holds it:
 //! * An acknowledged write is on the backing and has a record, or is marked in a bitmap of an unlogged stretch
@@ -12,11 +12,16 @@
 //! * The tracking id changes whenever records alone no longer lead from what the vault has to what the disk is
 //!   (`a_lost_log_is_a_new_stretch`).
 
+mod bitmap_file;
+mod intent;
+mod mark;
 mod ranges;
 mod recover;
 mod state;
 mod switch;
 mod tracker;
+mod verdict;
+mod void;
 mod watermark;
 mod write;
 
@@ -24,10 +29,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use self::intent::file::IntentFile;
 pub use self::recover::DiskSettings;
 use self::state::StateFile;
 pub(crate) use self::tracker::Boundary;
 use self::tracker::{Mode, Tracker};
+use self::void::Void;
 use crate::backing::Backing;
 use crate::log::folder::Folder;
 use crate::log::format::Header;
@@ -42,10 +49,14 @@ pub struct TrackedDisk {
     backing: Box<dyn Backing>,
     folder: Folder,
     state: StateFile,
+    intent: IntentFile,
+    void: Option<Void>,
     /// Random, made when the disk was first opened.
     id: Uuid,
     /// The host's boot.
     boot: String,
+    /// The mounts of image and log.
+    mount: String,
     /// Random, made at this open: the log's id.
     log: Uuid,
     tracker: Mutex<Tracker>,
@@ -183,6 +194,10 @@ impl TrackedDisk {
     }
 }
 
+#[cfg(test)]
+mod losing;
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

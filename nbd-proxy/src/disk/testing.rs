@@ -43,6 +43,17 @@ pub fn contents(dir: &Path, name: &str) -> Vec<u8> {
     std::fs::read(dir.join(format!("{name}.img"))).unwrap()
 }
 
+/// How far a cycle gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nothing is committed: what was uploaded is given up.
+    Abandoned,
+    /// The point is committed, and the proxy does not hear of it.
+    Committed,
+    /// The proxy is told.
+    Told,
+}
+
 /// What a vault would hold: the disks, built from copies and records alone.
 #[derive(Debug, Default)]
 pub struct Replica {
@@ -55,11 +66,20 @@ pub struct Replica {
 impl Replica {
     /// Brings every disk that is not exact up by a sync, then cuts and applies. Returns the scopes of the syncs.
     pub fn cycle(&mut self, machine: &Machine) -> Result<Vec<SyncScope>> {
+        self.cycle_until(machine, End::Told)
+    }
+
+    /// The same, ending where the uploader may die.
+    pub fn cycle_until(&mut self, machine: &Machine, end: End) -> Result<Vec<SyncScope>> {
+        let before = (self.disks.clone(), self.known.clone());
         let mut scopes = Vec::new();
         let mut ended = Vec::new();
         for disk in machine.info().disks {
             let known = self.known.get(&disk.name).copied();
-            if disk.logged && !disk.syncing && known == Some(disk.tracking) {
+            if disk.logged && known == Some(disk.tracking) {
+                if disk.syncing {
+                    machine.end_sync(&disk.name, disk.tracking)?;
+                }
                 continue;
             }
             let sync = machine.begin_sync(&disk.name, known)?;
@@ -71,9 +91,22 @@ impl Replica {
         for disk in &cut.disks {
             self.apply(disk)?;
         }
+        if end == End::Abandoned {
+            // Within a sync a cut is released as soon as it is uploaded, whatever becomes of the sync.
+            if !scopes.is_empty() {
+                machine.release(cut.id)?;
+            }
+            (self.disks, self.known) = before;
+            return Ok(scopes);
+        }
+        for (disk, tracking) in &ended {
+            self.known.insert(disk.clone(), *tracking);
+        }
+        if end == End::Committed {
+            return Ok(scopes);
+        }
         for (disk, tracking) in ended {
             machine.end_sync(&disk, tracking)?;
-            self.known.insert(disk, tracking);
         }
         machine.release(cut.id)?;
         Ok(scopes)
@@ -166,7 +199,7 @@ impl FailingDisk {
             None => Some(5),
             Some(log) => {
                 let mut files = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().file_name());
-                files.any(|name| !name.eq("state")).then_some(28)
+                files.any(|name| !name.eq("state") && !name.eq("intent")).then_some(28)
             }
         }
     }
@@ -181,6 +214,9 @@ impl Backing for FailingDisk {
     }
     fn identity(&self) -> Result<Identity> {
         self.inner.identity()
+    }
+    fn drop_cache(&self) {
+        self.inner.drop_cache();
     }
 }
 

@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use uuid::Uuid;
 
+use super::intent::{Intent, Marks};
 use super::ranges::{Ranges, Ticket};
 use super::watermark::Watermark;
 use crate::bitmap::DirtyBitmap;
@@ -104,8 +106,10 @@ pub struct Tracker {
     pub mode: Mode,
     /// The stretch of records that is going on, or the one that the next sync will begin.
     pub tracking: Uuid,
-    /// While unlogged: the id under which the vault was exact and from which `dirty` names every difference.
-    pub base: Option<Uuid>,
+    /// While unlogged: the ids under which the vault may be exact and from which `dirty` names every difference.
+    pub bases: Vec<Uuid>,
+    /// While unlogged: much of what `dirty` names may not differ at all.
+    pub suspect: bool,
     /// Why the disk is, or was last, not exact.
     pub cause: String,
     /// Writes in flight.
@@ -116,6 +120,10 @@ pub struct Tracker {
     pub frozen: Option<DirtyBitmap>,
     /// The sync under way.
     pub sync: Option<Syncing>,
+    /// Which regions may differ from the vault after a power loss.
+    pub intent: Intent,
+    /// When regions were last looked at for clearing.
+    pub last_clear: Option<Instant>,
     /// Threads waiting on the disk's condition variable.
     pub waiters: usize,
     /// Somebody is writing the state file.
@@ -140,16 +148,26 @@ pub struct Tracker {
 
 impl Tracker {
     /// A disk of `size` bytes without a log.
-    pub fn new(size: u64, tracking: Uuid, cause: String, segment_bytes: u64, limit: u64) -> Self {
+    pub fn new(
+        size: u64,
+        tracking: Uuid,
+        cause: String,
+        intent: Intent,
+        segment_bytes: u64,
+        limit: u64,
+    ) -> Self {
         Self {
             mode: Mode::Unlogged,
             tracking,
-            base: None,
+            bases: Vec::new(),
+            suspect: false,
             cause,
             ranges: Ranges::default(),
             dirty: DirtyBitmap::new(size),
             frozen: None,
             sync: None,
+            intent,
+            last_clear: None,
             waiters: 0,
             saving: false,
             making: false,
@@ -309,7 +327,42 @@ impl Tracker {
 
     /// Marks what was written.
     pub fn mark(&mut self, ranges: impl Iterator<Item = Range<u64>>) {
-        ranges.for_each(|range| self.dirty.mark(range.start, range.end - range.start));
+        for range in ranges {
+            self.dirty.mark(range.start, range.end - range.start);
+            self.intent.wrote(&range);
+        }
+    }
+
+    /// Whatever is marked in the intent map may differ.
+    pub fn suspect_marked(&mut self) {
+        for range in self.intent.marked().ranges() {
+            self.dirty.mark(range.start, range.end - range.start);
+        }
+        self.suspect = true;
+    }
+
+    /// Marks what is in flight as well: a bitmap that is saved, or stands for a log that is gone, must name it.
+    pub fn mark_in_flight(&mut self) {
+        let held: Vec<_> = self.ranges.held().collect();
+        self.mark(held.into_iter());
+    }
+
+    /// Begins a save of the intent map without the regions that need no mark any more, if there are such.
+    pub fn begin_clear(&mut self, now: i64) -> Option<Marks> {
+        let mut idle = self.intent.idle();
+        idle.drop_if(|range| self.is_open(range));
+        self.intent.begin_clear(now, &idle)
+    }
+
+    /// Whether `range` has writes in flight or such as the vault may lack.
+    fn is_open(&self, range: &Range<u64>) -> bool {
+        let sync = self.sync.as_ref();
+        let bitmaps = [Some(&self.dirty), self.frozen.as_ref()].into_iter().flatten();
+        let of_sync =
+            sync.map(|sync| &sync.released).into_iter().chain(sync.and_then(|sync| sync.copy.as_ref()));
+        let marked =
+            |bitmap: &DirtyBitmap| bitmap.next_run(range.start).is_some_and(|(start, _)| start < range.end);
+        bitmaps.chain(of_sync).any(marked) || self.ranges.conflicts(std::iter::once(range.clone()))
     }
 
     /// Whether every write admitted before `horizon` is through.
