@@ -2,13 +2,14 @@
 //!
 //! The file's mode is set between bind and listen, so nobody can connect before it holds. A file left behind by a dead
 //! process is replaced; one that somebody answers is not, nor anything that is not a socket. On the way out the file is
-//! removed only if it is still ours.
+//! removed only if it is still ours. A socket that we did not make is used as it is, and its file is never ours.
 
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
@@ -19,6 +20,15 @@ use crate::{Error, Kind, Result};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// A socket that listens already, such as a service manager passes on.
+#[derive(Debug)]
+pub enum Inherited {
+    /// On a path.
+    Unix(UnixListener),
+    /// On an address.
+    Tcp(TcpListener),
+}
 
 /// A socket that accepts connections.
 pub(super) struct Bound {
@@ -55,6 +65,23 @@ impl Bound {
             Listen::Unix { path, mode } => unix(path, *mode),
             Listen::Tcp(address) => tcp(*address),
         }
+    }
+
+    /// Accepts on a socket that listens already.
+    pub(super) fn inherit(socket: Inherited) -> Result<Self> {
+        let failed = |error: io::Error| {
+            let message = format!("a socket that was passed on cannot be used: {error}");
+            Error::new(Kind::Io, "the NBD server", message).source(error)
+        };
+        let (fd, address): (OwnedFd, _) = match socket {
+            Inherited::Unix(listener) => (listener.into(), None),
+            Inherited::Tcp(listener) => {
+                let address = listener.local_addr().map_err(failed)?;
+                (listener.into(), Some(address))
+            }
+        };
+        rustix::io::ioctl_fionbio(&fd, true).map_err(|error| failed(error.into()))?;
+        Ok(Self { fd, address, _file: None })
     }
 }
 

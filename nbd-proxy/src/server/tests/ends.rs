@@ -112,24 +112,6 @@ fn a_handshake_has_a_deadline() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_closed_and_the_place_is_free_again() {
-    let limits = Limits { connections: 2, ..Limits::default() };
-    let stand = Stand::with(MemDevice::new(MIB), limits);
-    let first = Client::new(&stand.socket, "m/disk");
-    let mut second = Client::new(&stand.socket, "m/disk");
-    let mut third = UnixStream::connect(&stand.socket).unwrap();
-    assert_eq!(std::io::copy(&mut third, &mut std::io::sink()).unwrap(), 0);
-    assert_eq!(stand.server.connections("m/disk"), 2);
-    drop(first);
-    until("it is gone", || stand.server.connections("m/disk") == 1);
-    until("the place is free", || {
-        let mut stream = UnixStream::connect(&stand.socket).unwrap();
-        std::io::Read::read(&mut stream, &mut [0; 18]).unwrap() > 0
-    });
-    assert_eq!(second.write(0, &[1]), 0);
-}
-
-#[test]
 fn disconnect_and_abort_close_the_connection() {
     let stand = Stand::new(MemDevice::new(MIB));
     let mut client = Client::new(&stand.socket, "m/disk");
