@@ -6,6 +6,7 @@
 
 pub mod exports;
 pub mod proxy;
+pub mod sockets;
 pub mod uploader;
 
 use std::future::Future;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::exports::Exports;
+use super::sockets::Passed;
 use crate::config::{Config, MachineConfig, check_backings};
 use crate::control::proxy_api::{self, Machines};
 use crate::control::server::{self, Ownership};
@@ -26,13 +27,13 @@ pub struct Proxy {
 
 impl Proxy {
     /// Opens every disk and returns when all sockets accept. One disk that cannot be opened refuses the start: a proxy
-    /// that serves some of a machine's disks helps nobody.
-    pub async fn start(config: &Config) -> Result<Self> {
+    /// that serves some of a machine's disks helps nobody. `passed` are sockets that clients may be waiting at already.
+    pub async fn start(config: &Config, passed: Passed) -> Result<Self> {
         check_backings(config)?;
         let ownership = Ownership::claim(&config.state_dir, "proxy")?;
         let listener = ownership.listen()?;
         let machines: Machines = Arc::new(open(config).await?);
-        let exports = match Exports::serve(config, &machines) {
+        let exports = match Exports::serve(config, &machines, passed) {
             Ok(exports) => Arc::new(exports),
             Err(error) => return close(&machines).await.and(Err(error)),
         };

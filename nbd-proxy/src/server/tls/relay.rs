@@ -86,13 +86,13 @@ impl Relay {
                 self.last_call.get_or_insert_with(|| Instant::now() + LINGER);
             }
             if ready.client.contains(PollFlags::IN) {
-                self.from_client()?;
+                self.hear_client()?;
             }
-            self.to_server()?;
+            self.tell_server()?;
             if ready.server.intersects(PollFlags::IN | PollFlags::HUP) && self.wants_reply() {
-                self.from_server()?;
+                self.hear_server()?;
             }
-            self.to_client()?;
+            self.tell_client()?;
             if self.server_ended && !self.tls.wants_write() {
                 return Ok(());
             }
@@ -134,7 +134,7 @@ impl Relay {
         }
     }
 
-    fn from_client(&mut self) -> io::Result<()> {
+    fn hear_client(&mut self) -> io::Result<()> {
         match self.tls.read_tls(&mut Wire(&self.client)) {
             Ok(0) if self.tls.is_handshaking() => {
                 return Err(io::Error::new(
@@ -149,14 +149,14 @@ impl Relay {
         }
         if let Err(error) = self.tls.process_new_packets() {
             // The client is told why, if it still listens.
-            let _ = self.to_client();
+            let _ = self.tell_client();
             return Err(io::Error::other(error));
         }
         Ok(())
     }
 
     /// Gives the server what it takes of the client's bytes.
-    fn to_server(&mut self) -> io::Result<()> {
+    fn tell_server(&mut self) -> io::Result<()> {
         loop {
             if self.pending == 0 {
                 match self.tls.reader().read(&mut self.clear) {
@@ -190,7 +190,7 @@ impl Relay {
     }
 
     /// Takes some of the server's bytes.
-    fn from_server(&mut self) -> io::Result<()> {
+    fn hear_server(&mut self) -> io::Result<()> {
         match rustix::net::recv(&self.server, &mut self.reply[..], RecvFlags::DONTWAIT) {
             Ok((0, _)) => {
                 self.server_ended = true;
@@ -204,7 +204,7 @@ impl Relay {
     }
 
     /// Sends the client what its socket takes.
-    fn to_client(&mut self) -> io::Result<()> {
+    fn tell_client(&mut self) -> io::Result<()> {
         while self.tls.wants_write() {
             match self.tls.write_tls(&mut Wire(&self.client)) {
                 Ok(_) => {}
