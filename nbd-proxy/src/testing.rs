@@ -28,9 +28,11 @@ pub struct MemDevice {
     pub flushes: AtomicUsize,
     pub durable_writes: AtomicUsize,
     pub zeroes: Mutex<Vec<(u64, u64, ZeroMode)>>,
-    /// The cut that is out, and what changed before it.
-    pub changes: Mutex<Option<(Uuid, Vec<Range<u64>>)>>,
+    /// The cut that is out, and where what changed before it begins and ends.
+    pub changes: Mutex<Option<Changes>>,
 }
+
+type Changes = (Uuid, Vec<(u64, u64)>);
 
 /// Something that waits until it is opened.
 #[derive(Default)]
@@ -201,6 +203,6 @@ impl BlockDevice for MemDevice {
         let changes = self.changes.lock().unwrap();
         let (_, ranges) =
             changes.as_ref().filter(|(out, _)| *out == cut).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(ranges.iter().find(|range| range.end > from).cloned())
+        Ok(ranges.iter().find(|(_, end)| *end > from).map(|(start, end)| *start..*end))
     }
 }

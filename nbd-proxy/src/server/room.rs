@@ -118,7 +118,7 @@ impl Room {
         }
         // Only now may the client believe that it is connected: nothing older will be carried out behind its back.
         if socket.send_by(&answer, Instant::now() + ANSWER).is_ok() {
-            tracing::debug!(export = export.name, "a client has connected");
+            tracing::debug!(export = export.name, framing = ?negotiated.framing, "a client has connected");
             Connection::new(session, inbox.grown(share.sizes.inbox)).run();
         }
     }

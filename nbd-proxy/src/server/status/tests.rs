@@ -12,7 +12,7 @@ fn pairs(device: &MemDevice, cut: Uuid, range: Range<u64>, limit: usize) -> io::
 
 fn device() -> MemDevice {
     let device = MemDevice::new(1 << 20);
-    *device.changes.lock().unwrap() = Some((CUT, vec![4096..8192, 16_384..20_480]));
+    *device.changes.lock().unwrap() = Some((CUT, vec![(4096, 8192), (16_384, 20_480)]));
     device
 }
 
@@ -32,7 +32,7 @@ fn a_cut_that_is_not_out_is_an_error_and_never_an_answer() {
     let tag = Tag { cookie: 1, offset: 0 };
     let ask = || answer(&device, Framing::Extended, tag, 0..4096, false, BOTH);
     assert!(ask().is_ok());
-    *device.changes.lock().unwrap() = Some((Uuid::nil(), vec![0..4096]));
+    *device.changes.lock().unwrap() = Some((Uuid::nil(), vec![(0, 4096)]));
     assert_eq!(ask().unwrap_err().kind(), io::ErrorKind::InvalidInput, "another cut is out");
     *device.changes.lock().unwrap() = None;
     assert_eq!(ask().unwrap_err().kind(), io::ErrorKind::InvalidInput, "none is out");
@@ -41,7 +41,7 @@ fn a_cut_that_is_not_out_is_an_error_and_never_an_answer() {
 #[test]
 fn a_range_of_many_changes_is_answered_in_parts() {
     let device = MemDevice::new(1);
-    let ranges = (0..20_000_u64).map(|n| n * 8192..n * 8192 + 4096).collect();
+    let ranges = (0..20_000_u64).map(|n| (n * 8192, n * 8192 + 4096)).collect();
     *device.changes.lock().unwrap() = Some((CUT, ranges));
     let found = pairs(&device, CUT, 0..20_000 * 8192, MAX_EXTENTS).unwrap();
     assert_eq!(found.len(), MAX_EXTENTS);

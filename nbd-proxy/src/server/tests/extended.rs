@@ -128,7 +128,7 @@ fn refused_extended_requests_leave_the_stream_in_step() {
 fn several_contexts_are_answered_together_or_those_that_were_chosen() {
     let stand = Stand::new(MemDevice::new(1 << 20));
     let cut = Uuid::from_u128(5);
-    *stand.device.changes.lock().unwrap() = Some((cut, vec![4096..8192]));
+    *stand.device.changes.lock().unwrap() = Some((cut, vec![(4096, 8192)]));
     let name = format!("{}{cut}", wire::DIRTY_BITMAP);
     for framing in [Framing::Structured, Framing::Extended] {
         let mut client = Client::with(&stand.socket, "m/disk", framing, &[wire::BASE_ALLOCATION, &name]);
@@ -147,7 +147,7 @@ fn several_contexts_are_answered_together_or_those_that_were_chosen() {
 fn a_client_that_looks_while_the_cut_is_released_gets_an_error() {
     let stand = Stand::new(MemDevice::new(1 << 20));
     let cut = Uuid::from_u128(5);
-    *stand.device.changes.lock().unwrap() = Some((cut, vec![4096..8192]));
+    *stand.device.changes.lock().unwrap() = Some((cut, vec![(4096, 8192)]));
     let name = format!("{}{cut}", wire::DIRTY_BITMAP);
     let mut client = Client::with(&stand.socket, "m/disk", Framing::Extended, &[&name]);
     assert_eq!(client.ask(cmd::BLOCK_STATUS, 0, 4096, 4096, &[]).contexts, [(2, vec![(4096, 1)])]);
