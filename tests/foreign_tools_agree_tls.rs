@@ -16,11 +16,13 @@ use lab::{Lifeboat, MIB, Random, Scratch, Setup, Store, judge, model, run, tool}
 struct Authority(PathBuf);
 
 impl Authority {
-    fn new(folder: PathBuf) -> Self {
+    fn new(scratch: &Scratch, name: &str) -> Self {
+        let folder = scratch.join(name);
         std::fs::create_dir(&folder).expect("a folder");
         let authority = Self(folder);
         authority.key("ca-key.pem");
-        let template = authority.template("ca", "cn = lab\nca\ncert_signing_key\nexpiration_days = 10\n");
+        let template =
+            authority.template("ca", &format!("cn = {name}\nca\ncert_signing_key\nexpiration_days = 10\n"));
         let mut certtool = authority.certtool(&["--generate-self-signed", "--load-privkey"]);
         run(certtool
             .arg(authority.file("ca-key.pem"))
@@ -109,7 +111,7 @@ fn libnbd_copies_in_and_out_over_tls() {
         return;
     }
     let scratch = Scratch::new();
-    let authority = Authority::new(scratch.join("pki"));
+    let authority = Authority::new(&scratch, "pki");
     let mut lifeboat = protect(&scratch, &authority);
     let uri = nbds(&lifeboat, &authority.0);
     let info = run(tool("nbdinfo").arg("--json").arg(&uri));
@@ -134,7 +136,7 @@ fn qemu_of_two_generations_converts_and_compares_over_tls() {
         return;
     }
     let scratch = Scratch::new();
-    let authority = Authority::new(scratch.join("pki"));
+    let authority = Authority::new(&scratch, "pki");
     let mut lifeboat = protect(&scratch, &authority);
     let source = scratch.join("source");
     let mut bytes = vec![0; usize::try_from(32 * MIB).expect("a size")];
@@ -164,11 +166,11 @@ fn who_has_no_certificate_an_expired_or_a_foreign_one_is_refused_and_named_in_th
         return;
     }
     let scratch = Scratch::new();
-    let authority = Authority::new(scratch.join("pki"));
+    let authority = Authority::new(&scratch, "pki");
     let mut lifeboat = protect(&scratch, &authority);
     let good = nbds(&lifeboat, &authority.0);
     authority.sign("expired", "tls_www_client\nactivation_date = \"2001-01-01 00:00:00\"\nexpiration_date = \"2002-01-01 00:00:00\"\n");
-    let stranger = Authority::new(scratch.join("stranger"));
+    let stranger = Authority::new(&scratch, "stranger");
     let credentials = |name: &str, from: &Authority| {
         let folder = scratch.join(format!("as-{name}"));
         std::fs::create_dir(&folder).expect("a folder");
@@ -182,19 +184,27 @@ fn who_has_no_certificate_an_expired_or_a_foreign_one_is_refused_and_named_in_th
         }
         folder
     };
-    for (name, from, reason) in [
-        ("nobody", &authority, "peer sent no certificates"),
-        ("expired", &authority, "certificate expired"),
-        ("stranger", &stranger, "UnknownIssuer"),
+    let lines = || {
+        let log = std::fs::read_to_string(lifeboat.log()).expect("a log");
+        log.lines()
+            .filter(|line| line.contains("ended a client's TLS connection"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    for (name, from, reasons) in [
+        ("nobody", &authority, &["peer sent no certificates"][..]),
+        ("expired", &authority, &["certificate expired"]),
+        // GnuTLS keeps a certificate back that the server would not know.
+        ("stranger", &stranger, &["UnknownIssuer", "peer sent no certificates"]),
     ] {
+        let before = lines().len();
         let uri = nbds(&lifeboat, &credentials(name, from));
         let refused = judge::output(tool("nbdinfo").arg(&uri));
         assert!(!refused.status.success(), "{name} was let in");
-        let log = lab::until(&format!("a line about {name}"), std::time::Duration::from_secs(10), || {
-            let log = std::fs::read_to_string(lifeboat.log()).expect("a log");
-            log.contains(reason).then_some(log)
+        let line = lab::until(&format!("a line about {name}"), std::time::Duration::from_secs(10), || {
+            lines().get(before).cloned()
         });
-        assert!(log.contains("TLS"), "{log}");
+        assert!(reasons.iter().any(|reason| line.contains(reason)), "{name}: {line}");
         run(tool("nbdinfo").args(["--size", &good]));
     }
     // In the clear nothing is told, whatever the tool.
@@ -213,7 +223,7 @@ fn unprotected_bytes_behind_starttls_are_never_looked_at() {
     if !judges() {
         return;
     }
-    let authority = Authority::new(scratch.join("pki"));
+    let authority = Authority::new(&scratch, "pki");
     let mut lifeboat = protect(&scratch, &authority);
     let mut stream = TcpStream::connect(("127.0.0.1", port(&lifeboat))).expect("a connection");
     let mut greeting = [0; 18];

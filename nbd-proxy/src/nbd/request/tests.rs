@@ -189,9 +189,9 @@ fn extended_lengths_reach_past_32_bits_but_payloads_do_not() {
 }
 
 #[test]
-fn an_extended_write_must_say_that_a_payload_follows_and_others_must_not() {
+fn only_a_write_has_a_payload_whether_it_says_so_or_not() {
     assert_eq!(errno(&extended(), raw(cmd::WRITE, cflag::PAYLOAD_LEN, 0, 512_u32)), None);
-    assert_eq!(errno(&extended(), raw(cmd::WRITE, 0, 0, 512_u32)), Some(Errno::Inval));
+    assert_eq!(errno(&extended(), raw(cmd::WRITE, 0, 0, 512_u32)), None, "QEMU 10.0 forgets it");
     for command in [cmd::READ, cmd::FLUSH, cmd::TRIM, cmd::CACHE, cmd::WRITE_ZEROES] {
         // The length is not one of the device: EINVAL even where a range would be ENOSPC.
         let request = raw(command, cflag::PAYLOAD_LEN, END, 512_u32);
