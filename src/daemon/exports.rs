@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use nbd_proxy::server::{Export, Limits, Listen, Listener, Server};
 use nbd_proxy::{Error, Kind, Result};
 
+use super::hand_over::Passing;
 use super::sockets::Passed;
 use crate::config::{Config, DiskConfig, ListenAt, MachineConfig};
 use crate::control::proxy_api::Machines;
@@ -19,6 +20,8 @@ const HANDSHAKES_PER_DISK: usize = 4;
 /// The running NBD server.
 pub struct Exports {
     server: Mutex<Option<Server>>,
+    /// The export of each listener.
+    names: Vec<String>,
 }
 
 impl Exports {
@@ -35,12 +38,14 @@ impl Exports {
             }
         }
         passed.none_left()?;
+        let names =
+            listeners.iter().flat_map(|it| it.exports.iter().map(|export| export.name.clone())).collect();
         let limits = Limits::default();
         let connections = limits.connections.max(listeners.len() * CONNECTIONS_PER_DISK);
         // All machines may come back at once.
         let handshakes = limits.handshakes.max(listeners.len() * HANDSHAKES_PER_DISK);
         let server = Server::start(listeners, Limits { connections, handshakes, ..limits })?;
-        Ok(Self { server: Mutex::new(Some(server)) })
+        Ok(Self { server: Mutex::new(Some(server)), names })
     }
 
     /// How many clients use a disk now.
@@ -51,10 +56,19 @@ impl Exports {
 
     /// Answers what clients have asked for, and closes. Blocks.
     pub fn stop(&self) {
-        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(server) = server {
+        if let Some(server) = self.take() {
             server.stop();
         }
+    }
+
+    /// The same, but the sockets listen on, for the next proxy. Blocks.
+    pub fn hand_over(&self) -> Vec<Passing> {
+        let sockets = self.take().map(Server::hand_over).unwrap_or_default();
+        self.names.iter().cloned().zip(sockets).collect()
+    }
+
+    fn take(&self) -> Option<Server> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

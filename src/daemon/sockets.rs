@@ -3,14 +3,20 @@
 //! They listen before we run and go on listening after us, so that a restart refuses no client. Each must belong to a
 //! disk: by its name, if that is `MACHINE/DISK`; else by its address, which is the disk's `listen`; else because there
 //! is one socket and one disk. One that belongs to none refuses the start: whoever connected to it would wait for ever.
+//!
+//! A proxy that hands over to its successor passes its sockets on in the same way. Those that it made itself are called
+//! [`HANDED_OVER`]; they are the successor's to remove, and one that no disk has any more is closed.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use listenfd::ListenFd;
-use nbd_proxy::server::{Inherited, Listen};
+use nbd_proxy::server::{Inherited, Listen, Listening};
 use nbd_proxy::{Error, Kind, Result};
+
+/// The name of a socket that a Lifeboat made.
+pub const HANDED_OVER: &str = "lifeboat";
 
 /// What was passed on and not yet taken.
 #[derive(Debug, Default)]
@@ -22,7 +28,7 @@ pub struct Passed {
 struct Socket {
     name: String,
     place: Place,
-    inherited: Inherited,
+    socket: Listening,
 }
 
 /// Where a socket listens.
@@ -62,22 +68,22 @@ impl Passed {
                 .remedy("pass on listening stream sockets only, on Unix paths or TCP")
                 .source(error)
             };
-            let (place, inherited) = match found.take_unix_listener(index) {
+            let (place, socket) = match found.take_unix_listener(index) {
                 Ok(Some(listener)) => {
                     let address = listener.local_addr().map_err(refused)?;
                     let place =
                         address.as_pathname().map_or(Place::Nowhere, |path| Place::Path(path.to_owned()));
-                    (place, Inherited::Unix(listener))
+                    (place, Listening::Unix(listener))
                 }
                 _ => match found.take_tcp_listener(index).map_err(refused)? {
                     Some(listener) => {
                         let address = listener.local_addr().map_err(refused)?;
-                        (Place::Address(address), Inherited::Tcp(listener))
+                        (Place::Address(address), Listening::Tcp(listener))
                     }
                     None => continue,
                 },
             };
-            sockets.push(Socket { name, place, inherited });
+            sockets.push(Socket { name, place, socket });
         }
         Ok(Self { sockets })
     }
@@ -90,14 +96,20 @@ impl Passed {
         };
         let named = self.sockets.iter().position(|socket| socket.name == name);
         let bound = || self.sockets.iter().position(|socket| socket.place == place);
-        let alone = || (only && self.sockets.len() == 1).then_some(0);
+        let alone = || {
+            let one = only && matches!(&self.sockets[..], [socket] if socket.name != HANDED_OVER);
+            one.then_some(0)
+        };
         let at = named.or_else(bound).or_else(alone)?;
-        Some(self.sockets.remove(at).inherited)
+        let Socket { name, socket, .. } = self.sockets.remove(at);
+        Some(Inherited { socket, ours: name == HANDED_OVER })
     }
 
     /// Refuses what nobody has taken.
     pub fn none_left(&self) -> Result<()> {
-        let Some(socket) = self.sockets.first() else { return Ok(()) };
+        let Some(socket) = self.sockets.iter().find(|socket| socket.name != HANDED_OVER) else {
+            return Ok(());
+        };
         let message =
             format!("the socket {} ({}) was passed on, but no disk listens there", socket.place, socket.name);
         Err(Error::new(Kind::InvalidInput, "LISTEN_FDS", message)

@@ -53,6 +53,11 @@ impl Acceptor {
         self.bound.address
     }
 
+    /// The socket, once the thread has ended.
+    pub(super) fn into_bound(self: Arc<Self>) -> Option<Bound> {
+        Arc::into_inner(self).map(|acceptor| acceptor.bound)
+    }
+
     /// Makes the thread end.
     pub(super) fn stop(&self) {
         // A full counter rings as well.

@@ -12,7 +12,8 @@
 //! - Every request that was begun is finished before its connection counts as gone, and a client that comes back waits
 //!   for that.
 //! - [`Server::stop`] reads nothing more, finishes and answers what is in flight, closes, joins every thread, and
-//!   removes the sockets; no device is referred to afterwards.
+//!   removes the sockets; no device is referred to afterwards. [`Server::hand_over`] does the same but lets the sockets
+//!   listen on: who connects meanwhile waits for the next server.
 
 mod accept;
 mod budget;
@@ -49,7 +50,7 @@ use pool::Pool;
 use room::Room;
 use session::Disk;
 
-pub use listen::Inherited;
+pub use listen::{HandedOver, Inherited, Listening};
 pub use tls::TlsFiles;
 
 /// Mode of a Unix socket unless told otherwise: only the owner may connect.
@@ -200,23 +201,24 @@ impl Server {
         self.shut_down();
     }
 
-    fn shut_down(&mut self) {
-        let threads: Vec<_> = self
-            .acceptors
-            .drain(..)
-            .map(|(acceptor, thread)| {
-                acceptor.stop();
-                thread
-            })
-            .collect();
+    /// Stops, and gives the sockets that listen on, in the order of the listeners.
+    pub fn hand_over(mut self) -> Vec<HandedOver> {
+        self.shut_down().into_iter().map(Bound::hand_over).collect()
+    }
+
+    fn shut_down(&mut self) -> Vec<Bound> {
+        let (acceptors, threads): (Vec<_>, Vec<_>) = self.acceptors.drain(..).unzip();
+        acceptors.iter().for_each(|acceptor| acceptor.stop());
         for thread in threads {
             // A thread that panicked has said so on its own.
             let _ = thread.join();
         }
+        let bound = acceptors.into_iter().filter_map(Acceptor::into_bound).collect();
         self.hall.empty();
         for disk in self.disks.drain(..) {
             disk.pool.close();
         }
+        bound
     }
 }
 
