@@ -19,6 +19,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
 
 pub use backings::check_backings;
@@ -36,6 +37,8 @@ pub struct Config {
     pub site: String,
     /// The vault.
     pub vault: VaultConfig,
+    /// How exports on TCP are protected; in the clear if it is absent.
+    pub tls: Option<TlsFiles>,
     /// The machines this host protects; may be empty on a host that only reads the vault.
     pub machines: Vec<MachineConfig>,
 }
@@ -92,6 +95,8 @@ pub struct DiskConfig {
     pub log_dir: Option<PathBuf>,
     /// The export refuses writes.
     pub read_only: bool,
+    /// How many clients may use the export at a time, if there is a limit.
+    pub max_clients: Option<usize>,
 }
 
 /// Where an export is served.

@@ -226,9 +226,8 @@ fn serve(machine: &Arc<Machine>, dir: &Path) -> (Server, Vec<Target>) {
         let path = dir.join(format!("{}.sock", disk.name()));
         targets.push(Target::unix(&path, disk.name()));
         let device: Arc<dyn BlockDevice> = disk.clone();
-        let export =
-            Export { name: disk.name().to_owned(), description: String::new(), device, read_only: false };
-        listeners.push(Listener { listen: Listen::Unix { path, mode: 0o600 }, exports: vec![export] });
+        let export = Export::new(disk.name(), device);
+        listeners.push(Listener::new(Listen::Unix { path, mode: 0o600 }, vec![export]));
     }
     (Server::start(listeners, Limits::default()).expect("a server"), targets)
 }

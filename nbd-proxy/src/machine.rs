@@ -177,18 +177,19 @@ impl Machine {
     }
 
     fn cut_alone(&self) -> Result<Cut> {
+        let id = Uuid::new_v4();
         let (time, boundaries) = loop {
             self.disks.iter().try_for_each(|disk| disk.prepare_cut())?;
-            if let Some(rolled) = self.roll_all()? {
+            if let Some(rolled) = self.roll_all(id)? {
                 break rolled;
             }
         };
         let settled = self.disks.iter().zip(boundaries).map(|(disk, boundary)| disk.settle(boundary));
-        Ok(Cut { id: Uuid::new_v4(), time, disks: settled.collect::<Result<_>>()? })
+        Ok(Cut { id, time, disks: settled.collect::<Result<_>>()? })
     }
 
     /// The instant. `None` if a disk used its spare segment meanwhile: then nothing lasting was done.
-    fn roll_all(&self) -> Result<Option<(Timestamp, Vec<Boundary>)>> {
+    fn roll_all(&self, id: Uuid) -> Result<Option<(Timestamp, Vec<Boundary>)>> {
         let mut trackers: Vec<_> = self.disks.iter().map(|disk| disk.lock()).collect();
         for (disk, tracker) in self.disks.iter().zip(&trackers) {
             if !tracker.is_logged() {
@@ -198,7 +199,7 @@ impl Machine {
         if !trackers.iter().all(|tracker| tracker.can_cut()) {
             return Ok(None);
         }
-        let boundaries = trackers.iter_mut().map(|tracker| tracker.cut()).collect();
+        let boundaries = trackers.iter_mut().map(|tracker| tracker.cut(id)).collect();
         Ok(Some((Timestamp::now(), boundaries)))
     }
 

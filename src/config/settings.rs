@@ -32,6 +32,8 @@ pub const LOG_LIMIT_MIN: u64 = 16 << 20;
 pub const SOCKET_PATH_MAX: usize = 107;
 /// `machine.disk.socket_mode`.
 pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
+/// What `machine.disk.max_clients` may be.
+pub const MAX_CLIENTS_RANGE: RangeInclusive<usize> = 1..=1024;
 /// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
@@ -43,6 +45,7 @@ pub struct File {
     pub state_dir: PathBuf,
     pub site: Option<String>,
     pub vault: Vault,
+    pub tls: Option<Tls>,
     #[serde(default)]
     pub policy: Policy,
     #[serde(default)]
@@ -60,6 +63,15 @@ pub struct Vault {
     pub allow_http: bool,
     #[serde(default)]
     pub options: BTreeMap<String, Secret>,
+}
+
+/// `[tls]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    pub client_ca_file: PathBuf,
 }
 
 /// `[policy]` and `[machine.policy]`
@@ -93,6 +105,7 @@ pub struct Disk {
     pub log_dir: Option<PathBuf>,
     #[serde(default)]
     pub read_only: bool,
+    pub max_clients: Option<usize>,
 }
 
 fn state_dir() -> PathBuf {
@@ -111,7 +124,7 @@ pub fn parse(path: &Path, text: &str) -> Result<File> {
 }
 
 fn remedy(message: &str) -> &'static str {
-    if message.contains("`key_file`") || message.contains("`passphrase`") {
+    if message.contains("unknown field `key_file`") || message.contains("`passphrase`") {
         "this version does not encrypt; write encryption = \"none\" to make a vault whose content is readable"
     } else if message.contains("unknown field") {
         "the table of keys is in docs/operations.md"

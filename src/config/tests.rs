@@ -75,6 +75,9 @@ fn each_bad_line_is_refused_by_name() {
         (&machine(&disk("root", "/a.img", "listen = \"/run/x.sock\"")), "no place to listen at"),
         (&machine(&disk("root", "/a.img", "socket_mode = \"rw\"")), "no file mode"),
         (&machine(&disk("root", "/a.img", "listen = \"tcp:localhost\"")), "no place to listen at"),
+        (&machine(&disk("root", "/a.img", "max_clients = 0")), "max_clients"),
+        ("[tls]\ncert_file = \"/c\"\nkey_file = \"/k\"", "client_ca_file"),
+        ("[tls]\ncert_file = \"/c\"\nkey_file = \"k\"\nclient_ca_file = \"/a\"", "tls.key_file"),
         (
             &machine(&disk("root", "/a.img", &format!("listen = \"unix:/{}\"", "x".repeat(120)))),
             "longer than",
@@ -177,6 +180,9 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`vault.ca_file`", ""),
         ("`vault.allow_http`", "false"),
         ("`vault.options`", ""),
+        ("`tls.cert_file`", "PEM"),
+        ("`tls.key_file`", "PEM"),
+        ("`tls.client_ca_file`", "PEM"),
         ("`policy.interval`", "\"30s\""),
         ("`policy.retry`", "[\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]"),
         ("`policy.log_limit`", "16 MiB"),
@@ -188,6 +194,7 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`machine.disk.socket_mode`", "\"0600\""),
         ("`machine.disk.log_dir`", ""),
         ("`machine.disk.read_only`", "false"),
+        ("`machine.disk.max_clients`", "1 to 1024"),
     ];
     for (key, value) in keys {
         let row = docs.lines().find(|line| line.starts_with(&format!("| {key}"))).expect(key);

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Result};
 use uploader::keys::check_name;
 
@@ -28,7 +29,8 @@ pub fn validate(path: &Path, file: File) -> Result<Config> {
         }
         machines.push(machine(path, &file.state_dir, raw, &general)?);
     }
-    let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, machines };
+    let tls = file.tls.map(|raw| tls(path, raw)).transpose()?;
+    let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, machines };
     no_shared_sockets(&config)?;
     Ok(config)
 }
@@ -65,6 +67,13 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
     };
     crate::vault::check_url(&vault.url).map_err(|error| in_file(path, error))?;
     Ok(vault)
+}
+
+fn tls(path: &Path, raw: settings::Tls) -> Result<TlsFiles> {
+    absolute(path, "tls.cert_file", &raw.cert_file)?;
+    absolute(path, "tls.key_file", &raw.key_file)?;
+    absolute(path, "tls.client_ca_file", &raw.client_ca_file)?;
+    Ok(TlsFiles { cert: raw.cert_file, key: raw.key_file, client_ca: raw.client_ca_file })
 }
 
 fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Result<Policy> {
@@ -166,8 +175,11 @@ fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Re
         Some(text) => socket_mode(path, &place, text)?,
         None => settings::SOCKET_MODE,
     };
-    let settings::Disk { name, path, log_dir, read_only, .. } = raw;
-    Ok(DiskConfig { name, path, listen, socket_mode, log_dir, read_only })
+    if raw.max_clients.is_some_and(|max| !settings::MAX_CLIENTS_RANGE.contains(&max)) {
+        return Err(refuse(path, format!("{place}: max_clients"), "out of range", "from 1 to 1024"));
+    }
+    let settings::Disk { name, path, log_dir, read_only, max_clients, .. } = raw;
+    Ok(DiskConfig { name, path, listen, socket_mode, log_dir, read_only, max_clients })
 }
 
 fn socket_mode(path: &Path, place: &str, text: &str) -> Result<u32> {

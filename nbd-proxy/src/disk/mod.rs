@@ -119,7 +119,7 @@ impl TrackedDisk {
             let mut tracker = self.lock();
             let frozen = tracker.frozen.take();
             // During a sync what the vault has counts only once the sync's point is committed.
-            if let (Some(sync), Some(frozen)) = (tracker.sync.as_mut(), frozen) {
+            if let (Some(sync), Some((_, frozen))) = (tracker.sync.as_mut(), frozen) {
                 sync.released.merge(frozen);
             }
             tracker.take_finished(last)

@@ -116,8 +116,8 @@ pub struct Tracker {
     pub ranges: Ranges,
     /// Blocks written since the last cut.
     pub dirty: DirtyBitmap,
-    /// Blocks of the cut that is out.
-    pub frozen: Option<DirtyBitmap>,
+    /// The cut that is out, and its blocks.
+    pub frozen: Option<(Uuid, DirtyBitmap)>,
     /// The sync under way.
     pub sync: Option<Syncing>,
     /// Which regions may differ from the vault after a power loss.
@@ -273,22 +273,26 @@ impl Tracker {
         self.spare.is_some() || !self.has_records()
     }
 
-    /// The cut: seals the active segment if it holds anything and freezes the bitmap. [`Tracker::can_cut`] must hold.
-    pub fn cut(&mut self) -> Boundary {
+    /// The cut `id`: seals the active segment if it holds anything and freezes the bitmap. [`Tracker::can_cut`] must hold.
+    pub fn cut(&mut self, id: Uuid) -> Boundary {
         if self.has_records()
             && let Some(spare) = self.spare.take()
         {
             self.roll(spare);
         }
         self.merge_back();
-        self.frozen = Some(self.dirty.freeze());
+        let mut blocks = self.dirty.freeze();
+        // Writes in flight mark theirs at their end, for the next cut; those with records before the instant are in this
+        // one as well, and one block too many does no harm.
+        self.ranges.held().for_each(|range| blocks.mark(range.start, range.end - range.start));
+        self.frozen = Some((id, blocks));
         let active = self.active().map_or(0, |open| open.file.header().segment);
         Boundary { epoch: self.epoch, segment: active }
     }
 
     /// Undoes what a cut did to the bitmap.
     pub fn merge_back(&mut self) {
-        if let Some(frozen) = self.frozen.take() {
+        if let Some((_, frozen)) = self.frozen.take() {
             self.dirty.merge(frozen);
         }
     }
@@ -322,7 +326,7 @@ impl Tracker {
 
     /// Bytes of blocks that the vault does not have.
     pub fn dirty_bytes(&self) -> u64 {
-        self.dirty.bytes() + self.frozen.as_ref().map_or(0, DirtyBitmap::bytes)
+        self.dirty.bytes() + self.frozen.as_ref().map_or(0, |(_, blocks)| blocks.bytes())
     }
 
     /// Marks what was written.

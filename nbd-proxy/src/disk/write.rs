@@ -19,6 +19,7 @@ use std::io;
 use std::ops::Range;
 
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use super::TrackedDisk;
 use super::mark::unix_now;
@@ -94,6 +95,20 @@ impl BlockDevice for TrackedDisk {
 
     fn cache(&self, offset: u64, len: u64) -> io::Result<()> {
         self.backing.cache(offset, len)
+    }
+
+    fn cut_out(&self) -> Option<Uuid> {
+        self.lock().frozen.as_ref().map(|(cut, _)| *cut)
+    }
+
+    fn next_change(&self, cut: Uuid, from: u64) -> io::Result<Option<Range<u64>>> {
+        let tracker = self.lock();
+        match &tracker.frozen {
+            Some((out, blocks)) if *out == cut => {
+                Ok(blocks.next_run(from).map(|(start, len)| start..start + len))
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the cut {cut} is not out"))),
+        }
     }
 }
 
