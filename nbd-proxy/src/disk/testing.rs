@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
-use super::DiskSettings;
+use super::{DiskSettings, TrackedDisk};
 use crate::Result;
 use crate::backing::{Access, Backing, Identity, RawDisk};
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
@@ -52,6 +52,13 @@ pub enum End {
     Committed,
     /// The proxy is told.
     Told,
+}
+
+impl TrackedDisk {
+    /// Drops the log, as a failed append does.
+    pub fn lose_log(&self, cause: &str) {
+        self.stop_logging(cause).unwrap();
+    }
 }
 
 /// What a vault would hold: the disks, built from copies and records alone.

@@ -118,6 +118,8 @@ pub struct Tracker {
     pub dirty: DirtyBitmap,
     /// Blocks of the cut that is out.
     pub frozen: Option<DirtyBitmap>,
+    /// Blocks of a later cut that another machine asked for and this one has not taken yet.
+    pub pending: Option<DirtyBitmap>,
     /// The sync under way.
     pub sync: Option<Syncing>,
     /// Which regions may differ from the vault after a power loss.
@@ -165,6 +167,7 @@ impl Tracker {
             ranges: Ranges::default(),
             dirty: DirtyBitmap::new(size),
             frozen: None,
+            pending: None,
             sync: None,
             intent,
             last_clear: None,
@@ -275,22 +278,52 @@ impl Tracker {
 
     /// The cut: seals the active segment if it holds anything and freezes the bitmap. [`Tracker::can_cut`] must hold.
     pub fn cut(&mut self) -> Boundary {
+        self.merge_back();
+        self.frozen = Some(self.dirty.freeze());
+        self.seal()
+    }
+
+    /// The same cut, to be taken later: the one that is out stays as it is, and may be released meanwhile.
+    pub fn cut_for_later(&mut self) -> Boundary {
+        let newer = self.dirty.freeze();
+        match &mut self.pending {
+            Some(pending) => pending.merge(newer),
+            none => *none = Some(newer),
+        }
+        self.seal()
+    }
+
+    /// Whether the cut for later at `boundary` still says what the vault lacks: its log goes on, and nothing is being copied.
+    pub fn can_take(&self, boundary: Boundary) -> bool {
+        self.epoch == boundary.epoch && self.is_logged() && self.sync.is_none()
+    }
+
+    /// The cut for later is out now; one that was out and not released joins it.
+    pub fn take_pending(&mut self) {
+        let earlier = self.frozen.take();
+        self.frozen = self.pending.take();
+        match (&mut self.frozen, earlier) {
+            (Some(frozen), Some(earlier)) => frozen.merge(earlier),
+            (none, earlier) => *none = earlier,
+        }
+    }
+
+    /// Undoes what cuts did to the bitmap.
+    pub fn merge_back(&mut self) {
+        for cut in [self.frozen.take(), self.pending.take()].into_iter().flatten() {
+            self.dirty.merge(cut);
+        }
+    }
+
+    /// Seals the active segment if it holds anything.
+    fn seal(&mut self) -> Boundary {
         if self.has_records()
             && let Some(spare) = self.spare.take()
         {
             self.roll(spare);
         }
-        self.merge_back();
-        self.frozen = Some(self.dirty.freeze());
         let active = self.active().map_or(0, |open| open.file.header().segment);
         Boundary { epoch: self.epoch, segment: active }
-    }
-
-    /// Undoes what a cut did to the bitmap.
-    pub fn merge_back(&mut self) {
-        if let Some(frozen) = self.frozen.take() {
-            self.dirty.merge(frozen);
-        }
     }
 
     /// Whether every segment before `boundary` is finished.
@@ -322,7 +355,8 @@ impl Tracker {
 
     /// Bytes of blocks that the vault does not have.
     pub fn dirty_bytes(&self) -> u64 {
-        self.dirty.bytes() + self.frozen.as_ref().map_or(0, DirtyBitmap::bytes)
+        let cuts = [&self.frozen, &self.pending].into_iter().flatten();
+        self.dirty.bytes() + cuts.map(DirtyBitmap::bytes).sum::<u64>()
     }
 
     /// Marks what was written.
@@ -357,7 +391,7 @@ impl Tracker {
     /// Whether `range` has writes in flight or such as the vault may lack.
     fn is_open(&self, range: &Range<u64>) -> bool {
         let sync = self.sync.as_ref();
-        let bitmaps = [Some(&self.dirty), self.frozen.as_ref()].into_iter().flatten();
+        let bitmaps = [Some(&self.dirty), self.frozen.as_ref(), self.pending.as_ref()].into_iter().flatten();
         let of_sync =
             sync.map(|sync| &sync.released).into_iter().chain(sync.and_then(|sync| sync.copy.as_ref()));
         let marked =
