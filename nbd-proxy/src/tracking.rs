@@ -69,7 +69,7 @@ pub struct GroupCut {
 /// The instant at which all logs of a machine rolled over together, and what they held.
 ///
 /// The segments stay readable until the cut, or a later one, is released. Everything in them has reached the backing.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Cut {
     /// Names the cut; meaningful to the proxy that made it until it restarts.
     pub id: Uuid,

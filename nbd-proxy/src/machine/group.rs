@@ -140,17 +140,12 @@ impl Group {
         if machines.len() < self.members.len() {
             return Some("a member is closed".to_owned());
         }
-        let others = machines.iter().zip(pending).enumerate().filter(|(other, _)| *other != place);
-        let mut reasons = others.filter_map(|(_, (machine, pending))| {
-            let inexact = machine.inexact().map(|disk| format!("{disk} is not exact yet"));
-            let behind = || {
-                pending.as_ref().map(|_| {
-                    format!("{} has not taken the last cut: it is paused, slow or in trouble", machine.name)
-                })
-            };
-            inexact.or_else(behind)
-        });
-        reasons.next()
+        if let Some(disk) = machines.iter().find_map(|machine| machine.inexact()) {
+            return Some(format!("{disk} is not exact yet"));
+        }
+        let mut others = machines.iter().zip(pending).enumerate().filter(|(other, _)| *other != place);
+        let behind = others.find(|(_, (_, pending))| pending.is_some())?.1.0;
+        Some(format!("{} has not taken the last cut: it is paused, slow or in trouble", behind.name))
     }
 
     fn hand_out(
