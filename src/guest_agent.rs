@@ -27,7 +27,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nbd_proxy::machine::guest::{Guest, Held};
 use nbd_proxy::{Error, Kind, Result};
@@ -71,18 +72,27 @@ impl GuestAgent {
     }
 }
 
-impl Guest for GuestAgent {
-    fn hold(&self) -> Result<Box<dyn Held>> {
-        let mut helper = lock(&self.helper);
-        if let Some(child) = helper.as_mut()
+impl GuestAgent {
+    /// The socket serves one conversation at a time, and a thaw goes first.
+    fn await_last_helper(&self) -> Result<()> {
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        while let Some(child) = lock(&self.helper).as_mut()
             && matches!(child.try_wait(), Ok(None))
         {
-            return Err(failed(
-                &self.socket,
-                Kind::Unavailable,
-                "the guest agent has not answered the last thaw yet",
-            ));
+            if Instant::now() >= deadline {
+                let message = "the guest agent has not answered the last thaw yet";
+                return Err(failed(&self.socket, Kind::Unavailable, message));
+            }
+            thread::sleep(Duration::from_millis(10));
         }
+        Ok(())
+    }
+}
+
+impl Guest for GuestAgent {
+    fn hold(&self) -> Result<Box<dyn Held>> {
+        self.await_last_helper()?;
+        let mut helper = lock(&self.helper);
         let (ours, child) = start_helper(&self.socket, false)?;
         *helper = Some(child);
         drop(helper);

@@ -47,7 +47,8 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
     ::uploader::keys::check_name("machine", &args.machine)?;
     let client = context.uploader(Some(LONG))?;
     let path = format!("/v1/machines/{}/cut", args.machine);
-    let asked = client.post(&path, &CutBody { application: args.app_consistent });
+    let body = CutBody { application: args.app_consistent };
+    let asked = client.post(&path, &body);
     let cut: Cut = match tokio::time::timeout(args.timeout.unwrap_or(LONG), asked).await {
         Ok(answer) => answer?,
         Err(_) => {

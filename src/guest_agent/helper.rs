@@ -50,24 +50,29 @@ pub async fn run(socket: &Path, only_thaw: bool) -> Result<()> {
         Ok(frozen) if frozen > 0 => (agent, frozen),
         frozen => {
             let why = frozen.map_or_else(|error| error.to_string(), |_| "nothing could be frozen".to_owned());
+            // Its socket serves one conversation at a time.
+            drop(agent);
             // The proxy need not wait for the thaw to go on with its cut; if it is gone, so much the better.
             let _ = say(&mut proxy, &Report::Failed(why)).await;
             return thaw(socket, None).await.map(drop).map_err(cannot);
         }
     };
-    let said = say(&mut proxy, &Report::Frozen(frozen)).await;
-    if said.is_ok() {
-        let mut end = [0];
-        tokio::select! {
-            _ = proxy.read(&mut end) => {}
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
-            () = sleep(HOLD_LIMIT) => {}
-        }
-    }
+    let mut end = [0];
+    // Only a thaw that the proxy asked for is known to come after its cut.
+    let asked = say(&mut proxy, &Report::Frozen(frozen)).await.is_ok()
+        && tokio::select! {
+            _ = proxy.read(&mut end) => true,
+            _ = terminate.recv() => false,
+            _ = interrupt.recv() => false,
+            _ = hangup.recv() => false,
+            () = sleep(HOLD_LIMIT) => false,
+        };
     let thawed = thaw(socket, Some(agent)).await.map_err(cannot)?;
-    let _ = say(&mut proxy, &Report::Thawed(doubt(frozen, &thawed))).await;
+    let doubt = match asked {
+        true => doubt(frozen, &thawed),
+        false => Some(format!("the cut was not done before the guest had to go on, within {HOLD_LIMIT:?}")),
+    };
+    let _ = say(&mut proxy, &Report::Thawed(doubt)).await;
     Ok(())
 }
 
