@@ -2,6 +2,7 @@
 
 pub mod cut;
 pub mod demo;
+pub mod hold_guest;
 pub mod inspect;
 pub mod jobs;
 pub mod machines;
@@ -126,6 +127,7 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Resume(args) => resume::run(&context, &args).await,
             Command::Resync(args) => resync::run(&context, &args).await,
             Command::Restore(args) => restore::run(&context, &args).await,
+            Command::HoldGuest(args) => hold_guest::run(&args).await,
             Command::Inspect(args) => inspect::run(&context, &args),
             Command::Demo(args) => demo::run(&context, &args).await,
         }

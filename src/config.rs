@@ -65,6 +65,10 @@ pub struct MachineConfig {
     pub name: String,
     /// The general policy with the machine's own over it.
     pub policy: Policy,
+    /// Its consistency group: machines that are cut at one instant.
+    pub group: Option<String>,
+    /// The Unix socket of its guest agent.
+    pub guest_agent: Option<PathBuf>,
     /// Its disks, in the order of the file; never empty.
     pub disks: Vec<DiskConfig>,
 }
@@ -78,6 +82,8 @@ pub struct Policy {
     pub retry: Vec<Duration>,
     /// The most that a disk's change log may hold in bytes; the proxy's own rule when absent.
     pub log_limit: Option<u64>,
+    /// From one application-consistent point to the next; none are made when absent.
+    pub app_consistent_every: Option<Duration>,
 }
 
 /// One disk of a machine.

@@ -25,7 +25,7 @@ use nbd_proxy::device::{BlockDevice, Extent};
 use nbd_proxy::disk::DiskSettings;
 use nbd_proxy::machine::{Machine, MachineSettings};
 use nbd_proxy::server::{Export, Limits, Listen, Listener, Server};
-use nbd_proxy::tracking::{Cut, MachineInfo, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Sync};
 use uploader::listing::PointName;
 use uploader::replicate::{self, Handle, Settings};
 use uploader::restore::{Checksum, Request, restore};
@@ -244,6 +244,8 @@ async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
         jobs: uploader::jobs::Jobs::open(&dir.join("jobs")).expect("job records"),
         retry_gaps: vec![Duration::from_millis(20)],
         host: "test".to_owned(),
+        group: None,
+        app_consistent_every: None,
     };
     std::fs::create_dir_all(&settings.state_dir).expect("a state folder");
     let connect = replicate::connect_to(config, Encryption::None);
@@ -280,8 +282,8 @@ impl Source for InProcess {
     async fn machine(&self) -> Result<MachineInfo> {
         Ok(self.0.info())
     }
-    async fn cut(&self) -> Result<Cut> {
-        self.on(Machine::cut).await
+    async fn cut(&self, request: CutRequest) -> Result<Cut> {
+        self.on(move |machine| machine.cut_as(&request)).await
     }
     async fn release(&self, cut: Uuid) -> Result<()> {
         self.on(move |machine| machine.release(cut)).await

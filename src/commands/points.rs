@@ -1,6 +1,6 @@
 //! `lifeboat points`
 
-use ::uploader::listing::{self, PointInfo};
+use ::uploader::listing::{self, GroupShare, PointInfo};
 use nbd_proxy::Result;
 use serde::Serialize;
 
@@ -53,6 +53,13 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
     output::answer(context.json, &Answer { points }, people)
 }
 
+/// Points of one cut of a group show the same.
+fn group(share: &GroupShare) -> String {
+    let cut = share.cut.simple().to_string();
+    let part = if share.complete == Some(false) { ", incomplete" } else { "" };
+    format!("{} {}{part}", share.name, &cut[..8])
+}
+
 fn people(answer: &Answer) -> String {
     if answer.points.is_empty() {
         return "no point yet".to_owned();
@@ -63,7 +70,8 @@ fn people(answer: &Answer) -> String {
             output::instant(point.time),
             output::word(&point.kind),
             output::size(point.bytes),
+            point.group.as_ref().map_or_else(String::new, group),
         ]
     });
-    output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT"], rows)
+    output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT", "GROUP"], rows)
 }

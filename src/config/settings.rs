@@ -28,6 +28,9 @@ pub const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 pub const RETRY_COUNT: RangeInclusive<usize> = 1..=16;
 /// The least `policy.log_limit`, in bytes: a segment that records, one in transit, and room to roll.
 pub const LOG_LIMIT_MIN: u64 = 16 << 20;
+/// What `policy.app_consistent_every` may be.
+pub const APP_CONSISTENT_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
 /// The longest path of a Unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
 /// `machine.disk.socket_mode`.
@@ -81,6 +84,7 @@ pub struct Policy {
     pub interval: Option<Span>,
     pub retry: Option<Vec<Span>>,
     pub log_limit: Option<Size>,
+    pub app_consistent_every: Option<Span>,
 }
 
 /// `[[machine]]`
@@ -90,8 +94,17 @@ pub struct Machine {
     pub name: String,
     #[serde(default)]
     pub policy: Policy,
+    pub group: Option<String>,
+    pub guest_agent: Option<GuestAgent>,
     #[serde(default)]
     pub disk: Vec<Disk>,
+}
+
+/// `[machine.guest_agent]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestAgent {
+    pub socket: PathBuf,
 }
 
 /// `[[machine.disk]]`

@@ -1,9 +1,10 @@
 //! The proxy role: opens the machines' disks, serves their exports and the control socket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use nbd_proxy::disk::DiskSettings;
+use nbd_proxy::machine::group::Group;
 use nbd_proxy::machine::{Machine, MachineSettings};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use super::sockets::Passed;
 use crate::config::{Config, MachineConfig, check_backings};
 use crate::control::proxy_api::{self, Machines};
 use crate::control::server::{self, Ownership};
+use crate::guest_agent::GuestAgent;
 
 /// A running proxy.
 pub struct Proxy {
@@ -94,9 +96,25 @@ async fn open(config: &Config) -> Result<BTreeMap<String, Arc<Machine>>> {
     for machine in &config.machines {
         let settings = settings(machine);
         let opened = off_thread(move || Machine::open(&settings)).await?;
+        if let Some(socket) = &machine.guest_agent {
+            opened.attend(Box::new(GuestAgent::new(socket)));
+        }
         machines.insert(machine.name.clone(), opened);
     }
+    form_groups(config, &machines);
     Ok(machines)
+}
+
+/// The machines of a group in the order of the configuration.
+fn form_groups(config: &Config, machines: &BTreeMap<String, Arc<Machine>>) {
+    let names: BTreeSet<&String> =
+        config.machines.iter().filter_map(|machine| machine.group.as_ref()).collect();
+    for name in names {
+        let members = config.machines.iter().filter(|machine| machine.group.as_ref() == Some(name));
+        let members: Vec<_> =
+            members.filter_map(|machine| machines.get(&machine.name)).map(Arc::clone).collect();
+        Group::form(name, &members);
+    }
 }
 
 fn settings(machine: &MachineConfig) -> MachineSettings {

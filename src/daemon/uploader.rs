@@ -37,6 +37,8 @@ impl Uploader {
                 jobs: Jobs::open(&config.jobs_dir())?,
                 retry_gaps: machine.policy.retry.clone(),
                 host: config.site.clone(),
+                group: machine.group.clone(),
+                app_consistent_every: machine.policy.app_consistent_every,
             };
             let source = RemoteMachine::new(config.proxy_socket(), &machine.name);
             let connect = crate::vault::connect(&config.vault)?;

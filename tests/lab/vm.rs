@@ -65,6 +65,21 @@ impl Vm {
         Self::start(command)
     }
 
+    /// Boots a guest with `disk` as /dev/vda whose agent is reached at `socket`. Its disk is mounted at /mnt.
+    pub fn boot_with_agent(disk: &Target, socket: &std::path::Path) -> Self {
+        let mut command = machine_of("initramfs-agent.gz");
+        command.arg("-blockdev").arg(blockdev("n0", disk)).args(["-device", "virtio-blk-pci,drive=n0"]);
+        let chardev = format!("socket,id=qga0,server=on,wait=off,path={}", socket.display());
+        command.args(["-chardev", &chardev, "-device", "virtio-serial-pci"]);
+        command.args(["-device", "virtserialport,chardev=qga0,name=org.qemu.guest_agent.0"]);
+        let mut vm = Self::start(command);
+        vm.sh("mount -t ext4 /dev/vda /mnt");
+        vm.sh(
+            "mkdir -p /var/run /run && qemu-ga -d -m virtio-serial -p /dev/vport0p1 -t /tmp -f /tmp/qga.pid",
+        );
+        vm
+    }
+
     fn start(mut command: Command) -> Self {
         let mut qemu = command
             .stdin(Stdio::piped())
@@ -146,11 +161,22 @@ impl Drop for Vm {
     }
 }
 
+/// The same for a guest with an agent.
+pub fn agent_available() -> bool {
+    available()
+        && (super::folder().join("vm/initramfs-agent.gz").exists()
+            || judge::absent("the VM kit's guest agent"))
+}
+
 fn machine() -> Command {
+    machine_of("initramfs.gz")
+}
+
+fn machine_of(initramfs: &str) -> Command {
     let kit = super::folder().join("vm");
     let mut command = tool("qemu-system-x86_64");
     command.args(["-accel", "tcg", "-nographic", "-no-reboot", "-m", "512", "-nic", "none"]);
-    command.arg("-kernel").arg(kit.join("vmlinuz")).arg("-initrd").arg(kit.join("initramfs.gz"));
+    command.arg("-kernel").arg(kit.join("vmlinuz")).arg("-initrd").arg(kit.join(initramfs));
     command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
     command
 }

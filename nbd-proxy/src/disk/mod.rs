@@ -90,13 +90,15 @@ impl TrackedDisk {
         }
     }
 
-    /// Makes sure that a cut can roll the log without I/O. Called before the cut, while writes go on.
+    /// Whether a cut can roll the log without I/O.
+    pub(crate) fn is_prepared(&self) -> bool {
+        let tracker = self.lock();
+        tracker.mode != Mode::Logged || tracker.spare.is_some()
+    }
+
+    /// Makes sure of that. Called before the cut, while writes go on.
     pub(crate) fn prepare_cut(&self) -> Result<()> {
-        let needed = {
-            let tracker = self.lock();
-            tracker.mode == Mode::Logged && tracker.spare.is_none()
-        };
-        if needed { self.make_spare() } else { Ok(()) }
+        if self.is_prepared() { Ok(()) } else { self.make_spare() }
     }
 
     /// Waits until everything before `boundary` is on the backing, and lists it.

@@ -22,11 +22,6 @@ impl Ranges {
             && wanted.any(|w| self.held.iter().any(|(h, _)| w.start < h.end && h.start < w.end))
     }
 
-    /// What is being written.
-    pub fn held(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.held.iter().map(|(range, _)| range.clone())
-    }
-
     /// Takes `wanted`, which must not conflict.
     pub fn take(&mut self, wanted: impl Iterator<Item = Range<u64>>) -> Ticket {
         let ticket = Ticket(self.next);

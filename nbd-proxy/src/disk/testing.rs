@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
-use super::DiskSettings;
+use super::ranges::Ticket;
+use super::tracker::{Reservation, Reserve};
+use super::{DiskSettings, TrackedDisk};
 use crate::Result;
 use crate::backing::{Access, Backing, Identity, RawDisk};
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
 use crate::log::SegmentReader;
+use crate::log::segment::Entry;
 use crate::machine::{Machine, MachineSettings};
 use crate::tracking::{CutDisk, SyncScope};
 
@@ -52,6 +55,53 @@ pub enum End {
     Committed,
     /// The proxy is told.
     Told,
+}
+
+impl TrackedDisk {
+    /// The first half of a write: it has its room and its record, and nothing of it is on the backing.
+    pub fn begin_write(&self, offset: u64, data: &[u8]) -> HalfWritten {
+        let range = offset..offset + data.len() as u64;
+        let entry = [Entry { offset, len: data.len() as u64, data: Some(data) }];
+        loop {
+            let mut tracker = self.lock();
+            if let Reserve::Ready(room) = tracker.reserve(1, entry[0].record_bytes()) {
+                let ticket = tracker.ranges.take(std::iter::once(range.clone()));
+                drop(tracker);
+                room.file.append(room.at, room.first, &entry).unwrap();
+                self.lock().appended(&room);
+                return HalfWritten { room, ticket, offset, data: data.to_vec() };
+            }
+            drop(tracker);
+            self.make_spare().unwrap();
+        }
+    }
+
+    /// The second half: on the backing, marked, answered.
+    pub fn end_write(&self, half: HalfWritten) {
+        let HalfWritten { room, ticket, offset, data } = half;
+        let mut results = Vec::new();
+        self.backing.write_batch(&[Write { offset, data: &data, fua: false }], &mut results);
+        results.pop().unwrap().unwrap();
+        let mut tracker = self.lock();
+        tracker.mark(std::iter::once(offset..offset + data.len() as u64));
+        tracker.applied(&room);
+        tracker.done(&room);
+        tracker.ranges.release(ticket);
+        self.unlock(tracker);
+    }
+
+    /// Drops the log, as a failed append does.
+    pub fn lose_log(&self, cause: &str) {
+        self.stop_logging(cause).unwrap();
+    }
+}
+
+/// A write that stands between its record and the backing.
+pub struct HalfWritten {
+    room: Reservation,
+    ticket: Ticket,
+    offset: u64,
+    data: Vec<u8>,
 }
 
 /// What a vault would hold: the disks, built from copies and records alone.

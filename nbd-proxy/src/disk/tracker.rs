@@ -118,6 +118,8 @@ pub struct Tracker {
     pub dirty: DirtyBitmap,
     /// The cut that is out, and its blocks.
     pub frozen: Option<(Uuid, DirtyBitmap)>,
+    /// Blocks of a later cut that another machine asked for and this one has not taken yet.
+    pub pending: Option<DirtyBitmap>,
     /// The sync under way.
     pub sync: Option<Syncing>,
     /// Which regions may differ from the vault after a power loss.
@@ -165,6 +167,7 @@ impl Tracker {
             ranges: Ranges::default(),
             dirty: DirtyBitmap::new(size),
             frozen: None,
+            pending: None,
             sync: None,
             intent,
             last_clear: None,
@@ -275,26 +278,64 @@ impl Tracker {
 
     /// The cut `id`: seals the active segment if it holds anything and freezes the bitmap. [`Tracker::can_cut`] must hold.
     pub fn cut(&mut self, id: Uuid) -> Boundary {
+        self.merge_back();
+        self.frozen = Some((id, self.freeze()));
+        self.seal()
+    }
+
+    /// The same cut, to be taken later: the one that is out stays as it is, and may be released meanwhile.
+    pub fn cut_for_later(&mut self) -> Boundary {
+        let newer = self.freeze();
+        match &mut self.pending {
+            Some(pending) => pending.merge(newer),
+            none => *none = Some(newer),
+        }
+        self.seal()
+    }
+
+    /// Whether the cut for later at `boundary` still says what the vault lacks: its log goes on, and nothing is being copied.
+    pub fn can_take(&self, boundary: Boundary) -> bool {
+        self.epoch == boundary.epoch && self.is_logged() && self.sync.is_none()
+    }
+
+    /// The cut for later, `id`, is out now; one that was out and not released joins it.
+    pub fn take_pending(&mut self, id: Uuid) {
+        let earlier = self.frozen.take();
+        let Some(mut blocks) = self.pending.take() else {
+            self.frozen = earlier;
+            return;
+        };
+        if let Some((_, earlier)) = earlier {
+            blocks.merge(earlier);
+        }
+        self.frozen = Some((id, blocks));
+    }
+
+    /// Undoes what cuts did to the bitmap.
+    pub fn merge_back(&mut self) {
+        let frozen = self.frozen.take().map(|(_, blocks)| blocks);
+        for cut in [frozen, self.pending.take()].into_iter().flatten() {
+            self.dirty.merge(cut);
+        }
+    }
+
+    /// The dirty blocks at this instant. Writes in flight mark theirs at their end, for the next cut; those with records before
+    /// the instant are in this one as well, and one block too many does no harm.
+    fn freeze(&mut self) -> DirtyBitmap {
+        let mut blocks = self.dirty.freeze();
+        self.ranges.held().for_each(|range| blocks.mark(range.start, range.end - range.start));
+        blocks
+    }
+
+    /// Seals the active segment if it holds anything.
+    fn seal(&mut self) -> Boundary {
         if self.has_records()
             && let Some(spare) = self.spare.take()
         {
             self.roll(spare);
         }
-        self.merge_back();
-        let mut blocks = self.dirty.freeze();
-        // Writes in flight mark theirs at their end, for the next cut; those with records before the instant are in this
-        // one as well, and one block too many does no harm.
-        self.ranges.held().for_each(|range| blocks.mark(range.start, range.end - range.start));
-        self.frozen = Some((id, blocks));
         let active = self.active().map_or(0, |open| open.file.header().segment);
         Boundary { epoch: self.epoch, segment: active }
-    }
-
-    /// Undoes what a cut did to the bitmap.
-    pub fn merge_back(&mut self) {
-        if let Some((_, frozen)) = self.frozen.take() {
-            self.dirty.merge(frozen);
-        }
     }
 
     /// Whether every segment before `boundary` is finished.
@@ -326,7 +367,9 @@ impl Tracker {
 
     /// Bytes of blocks that the vault does not have.
     pub fn dirty_bytes(&self) -> u64 {
-        self.dirty.bytes() + self.frozen.as_ref().map_or(0, |(_, blocks)| blocks.bytes())
+        let frozen = self.frozen.as_ref().map(|(_, blocks)| blocks);
+        let cuts = [frozen, self.pending.as_ref()].into_iter().flatten();
+        self.dirty.bytes() + cuts.map(DirtyBitmap::bytes).sum::<u64>()
     }
 
     /// Marks what was written.
@@ -347,7 +390,7 @@ impl Tracker {
 
     /// Marks what is in flight as well: a bitmap that is saved, or stands for a log that is gone, must name it.
     pub fn mark_in_flight(&mut self) {
-        let held: Vec<_> = self.ranges.held().collect();
+        let held: Vec<_> = self.ranges.held().cloned().collect();
         self.mark(held.into_iter());
     }
 
@@ -361,7 +404,8 @@ impl Tracker {
     /// Whether `range` has writes in flight or such as the vault may lack.
     fn is_open(&self, range: &Range<u64>) -> bool {
         let sync = self.sync.as_ref();
-        let bitmaps = [Some(&self.dirty), self.frozen.as_ref()].into_iter().flatten();
+        let frozen = self.frozen.as_ref().map(|(_, blocks)| blocks);
+        let bitmaps = [Some(&self.dirty), frozen, self.pending.as_ref()].into_iter().flatten();
         let of_sync =
             sync.map(|sync| &sync.released).into_iter().chain(sync.and_then(|sync| sync.copy.as_ref()));
         let marked =

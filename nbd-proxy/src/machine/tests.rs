@@ -1,5 +1,7 @@
 //! The cut over several disks is one instant.
 
+mod interleavings;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Machine;

@@ -13,7 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use nbd_proxy::device::Extent;
-use nbd_proxy::tracking::{DiskInfo, MachineInfo, SyncScope};
+use nbd_proxy::tracking::{CutRequest, DiskInfo, MachineInfo, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -200,7 +200,7 @@ impl Work<'_> {
 
     /// Ships the log so far, so that it can be released; `false` means that tracking changed.
     async fn intermediate_cut(&mut self) -> Result<bool> {
-        let Some(cut) = self.cut().await? else { return Ok(false) };
+        let Some(cut) = self.cut(CutRequest::default()).await? else { return Ok(false) };
         let mut packing = ship::pack_cut(&cut).await?;
         let mut uploaded = Vec::new();
         let keep = |delta, ()| {

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use nbd_proxy::device::{BlockDevice as _, Extent, Write, ZeroMode};
 use nbd_proxy::disk::DiskSettings;
 use nbd_proxy::machine::{Machine, MachineSettings};
-use nbd_proxy::tracking::{Cut, MachineInfo, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Sync};
 use nbd_proxy::{Error, Kind, Result};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -174,6 +174,8 @@ impl Rig {
             jobs: Jobs::open(&self.dir.path().join("jobs")).unwrap(),
             retry_gaps: vec![Duration::from_millis(2)],
             host: "here".to_owned(),
+            group: None,
+            app_consistent_every: None,
         }
     }
 
@@ -246,10 +248,10 @@ impl Source for Rig {
         self.ask(|_, machine| Ok(machine.info()))
     }
 
-    async fn cut(&self) -> Result<Cut> {
+    async fn cut(&self, request: CutRequest) -> Result<Cut> {
         // Nobody writes while the lock is held: the oracle is what the disks hold at the cut.
         self.ask(|inner, machine| {
-            let cut = machine.cut()?;
+            let cut = machine.cut_as(&request)?;
             inner.cuts.insert(cut.time, inner.oracle.clone());
             if let Some(disk) = inner.overflow.take() {
                 inner.overflow(&disk);
