@@ -62,6 +62,8 @@ pub enum Command {
     Resync(commands::resync::Args),
     Restore(commands::restore::Args),
     Inspect(commands::inspect::Args),
+    #[command(hide = true)]
+    HoldGuest(commands::hold_guest::Args),
     Demo(commands::demo::Args),
 }
 

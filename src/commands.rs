@@ -2,6 +2,7 @@
 
 pub mod cut;
 pub mod demo;
+pub mod hold_guest;
 pub mod inspect;
 pub mod jobs;
 pub mod machines;
@@ -25,6 +26,7 @@ use crate::cli::{Cli, Command, LogFormat};
 use crate::config::{Config, VaultConfig, parse_span};
 use crate::control::client::Client;
 use crate::control::remote::Done;
+use crate::daemon::sockets::Passed;
 use crate::{daemon, logging};
 
 /// What every command is given.
@@ -106,10 +108,14 @@ fn usage(object: &str, message: impl Into<String>, remedy: &str) -> Error {
 pub fn run(cli: Cli) -> Result<()> {
     start_log(&cli)?;
     let context = Context { config: cli.config, json: cli.json };
+    let passed = match cli.command {
+        Command::Run(_) | Command::Proxy(_) => Passed::take()?,
+        _ => Passed::default(),
+    };
     daemon::block_on(async {
         match cli.command {
-            Command::Run(args) => run::run(&context, &args).await,
-            Command::Proxy(args) => proxy::run(&context, &args).await,
+            Command::Run(args) => run::run(&context, &args, passed).await,
+            Command::Proxy(args) => proxy::run(&context, &args, passed).await,
             Command::Uploader(args) => uploader::run(&context, &args).await,
             Command::Status(args) => status::run(&context, &args).await,
             Command::Jobs(args) => jobs::run(&context, &args).await,
@@ -121,6 +127,7 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Resume(args) => resume::run(&context, &args).await,
             Command::Resync(args) => resync::run(&context, &args).await,
             Command::Restore(args) => restore::run(&context, &args).await,
+            Command::HoldGuest(args) => hold_guest::run(&args).await,
             Command::Inspect(args) => inspect::run(&context, &args),
             Command::Demo(args) => demo::run(&context, &args).await,
         }

@@ -19,6 +19,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::ResyncWindow;
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub site: String,
     /// The vault.
     pub vault: VaultConfig,
+    /// How exports on TCP are protected; in the clear if it is absent.
+    pub tls: Option<TlsFiles>,
     /// The machines this host protects; may be empty on a host that only reads the vault.
     pub machines: Vec<MachineConfig>,
 }
@@ -63,6 +66,10 @@ pub struct MachineConfig {
     pub name: String,
     /// The general policy with the machine's own over it.
     pub policy: Policy,
+    /// Its consistency group: machines that are cut at one instant.
+    pub group: Option<String>,
+    /// The Unix socket of its guest agent.
+    pub guest_agent: Option<PathBuf>,
     /// Its disks, in the order of the file; never empty.
     pub disks: Vec<DiskConfig>,
 }
@@ -80,6 +87,8 @@ pub struct Policy {
     pub resync_window: ResyncWindow,
     /// How many bytes a second of live disks are read for copying; no limit when absent.
     pub copy_limit: Option<u64>,
+    /// From one application-consistent point to the next; none are made when absent.
+    pub app_consistent_every: Option<Duration>,
 }
 
 /// One disk of a machine.
@@ -97,6 +106,8 @@ pub struct DiskConfig {
     pub log_dir: Option<PathBuf>,
     /// The export refuses writes.
     pub read_only: bool,
+    /// How many clients may use the export at a time, if there is a limit.
+    pub max_clients: Option<usize>,
 }
 
 /// Where an export is served.

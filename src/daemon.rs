@@ -2,10 +2,13 @@
 //! same sockets. This file holds what they share: the runtime, and when to stop.
 //!
 //! Stopping is asked for by SIGTERM or SIGINT and goes from the outside in: no new requests, those under way are
-//! finished and answered, then the state is made durable, then exit 0. A second signal ends the process at once.
+//! finished and answered, then the state is made durable, then exit 0. A second signal ends the process at once. SIGHUP asks
+//! a proxy to become its successor ([`hand_over`]).
 
 pub mod exports;
+pub mod hand_over;
 pub mod proxy;
+pub mod sockets;
 pub mod uploader;
 
 use std::future::Future;
@@ -35,33 +38,75 @@ pub fn runtime() -> Result<Runtime> {
         .map_err(|error| Error::new(Kind::Io, "runtime", format!("cannot start: {error}")).source(error))
 }
 
-/// Turns true at the first SIGTERM or SIGINT.
-pub fn stop_signal() -> Result<watch::Receiver<bool>> {
-    let failed = |error: std::io::Error| {
-        Error::new(Kind::Io, "signals", format!("cannot listen for SIGTERM and SIGINT: {error}"))
-            .source(error)
-    };
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let (sender, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        let mut next = async || {
-            tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            }
-        };
-        tracing::info!("{}: stopping", next().await);
-        let _ = sender.send(true);
-        tracing::warn!("{} again: ending at once, as if killed", next().await);
-        std::process::exit(KILLED);
-    });
-    Ok(receiver)
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Nothing yet.
+    GoOn,
+    /// End in good order.
+    Stop,
+    /// Become the program that stands at our path now.
+    HandOver,
 }
 
-/// Waits until `stop` turns true, or its sender is gone.
-pub async fn stopped(mut stop: watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// The wishes that come by signal.
+pub struct Wishes(watch::Receiver<Wish>);
+
+impl Wishes {
+    /// Listens from now on.
+    pub fn listen() -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            Error::new(Kind::Io, "signals", format!("cannot listen for signals: {error}")).source(error)
+        };
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
+        let (sender, receiver) = watch::channel(Wish::GoOn);
+        tokio::spawn(async move {
+            let mut next = async || {
+                tokio::select! {
+                    _ = terminate.recv() => ("SIGTERM", Wish::Stop),
+                    _ = interrupt.recv() => ("SIGINT", Wish::Stop),
+                    _ = hang_up.recv() => ("SIGHUP", Wish::HandOver),
+                }
+            };
+            loop {
+                let (name, wish) = next().await;
+                let before = *sender.borrow();
+                match (before, wish) {
+                    (Wish::Stop, Wish::Stop) => {
+                        tracing::warn!("{name} again: ending at once, as if killed");
+                        std::process::exit(KILLED);
+                    }
+                    // A stop that has begun is not taken back.
+                    (Wish::Stop, _) => {}
+                    _ => {
+                        tracing::info!(
+                            "{name}: {}",
+                            if wish == Wish::Stop { "stopping" } else { "handing over" }
+                        );
+                        sender.send_replace(wish);
+                    }
+                }
+            }
+        });
+        Ok(Self(receiver))
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Wish {
+        match self.0.changed().await {
+            Ok(()) => *self.0.borrow_and_update(),
+            Err(_) => Wish::Stop,
+        }
+    }
+
+    /// Waits until a stop is asked for; nothing else is possible.
+    pub async fn stop(&mut self) {
+        while self.next().await != Wish::Stop {
+            tracing::warn!("only a proxy can be handed over: restart this daemon instead");
+        }
+    }
 }
 
 /// Runs `work` on a runtime of its own.

@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod daemon;
 mod demo;
+mod guest_agent;
 mod logging;
 mod output;
 mod status;

@@ -49,6 +49,8 @@ pub struct Machine {
     pub activity: String,
     /// Why blocks are being copied; empty when none are.
     pub sync_cause: String,
+    /// What the newest point is not though it was to be, and why.
+    pub notes: Vec<String>,
     /// When the next attempt is made, after a failed one.
     pub next_retry: Option<Timestamp>,
     /// Its disks.
@@ -102,6 +104,7 @@ impl Machine {
             point: status.head.map(|point| point.to_string()),
             activity: status.activity.clone(),
             sync_cause: status.sync_cause.clone(),
+            notes: status.notes.clone(),
             next_retry: status.next_retry,
             disks: disks.collect(),
         };
@@ -135,6 +138,7 @@ impl Machine {
             point: None,
             activity: String::new(),
             sync_cause: String::new(),
+            notes: Vec::new(),
             next_retry: None,
             disks: disks.collect(),
         }
@@ -238,6 +242,7 @@ pub async fn of_vault(vault: &VaultConfig) -> Result<Report> {
             point: newest.as_ref().map(|point| point.id.to_string()),
             activity: String::new(),
             sync_cause: String::new(),
+            notes: Vec::new(),
             next_retry: None,
             disks: Vec::new(),
         };

@@ -25,7 +25,7 @@ use nbd_proxy::device::{BlockDevice, Extent};
 use nbd_proxy::disk::DiskSettings;
 use nbd_proxy::machine::{Machine, MachineSettings};
 use nbd_proxy::server::{Export, Limits, Listen, Listener, Server};
-use nbd_proxy::tracking::{Cut, MachineInfo, Round, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Round, Sync};
 use uploader::listing::PointName;
 use uploader::replicate::{self, Handle, Settings};
 use uploader::restore::{Checksum, Request, restore};
@@ -226,9 +226,8 @@ fn serve(machine: &Arc<Machine>, dir: &Path) -> (Server, Vec<Target>) {
         let path = dir.join(format!("{}.sock", disk.name()));
         targets.push(Target::unix(&path, disk.name()));
         let device: Arc<dyn BlockDevice> = disk.clone();
-        let export =
-            Export { name: disk.name().to_owned(), description: String::new(), device, read_only: false };
-        listeners.push(Listener { listen: Listen::Unix { path, mode: 0o600 }, exports: vec![export] });
+        let export = Export::new(disk.name(), device);
+        listeners.push(Listener::new(Listen::Unix { path, mode: 0o600 }, vec![export]));
     }
     (Server::start(listeners, Limits::default()).expect("a server"), targets)
 }
@@ -248,6 +247,8 @@ async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
         resync_window: replicate::ResyncWindow::Always,
         clock: replicate::Clock::new(jiff::ZonedDateTime::now),
         copy_limit: None,
+        group: None,
+        app_consistent_every: None,
     };
     std::fs::create_dir_all(&settings.state_dir).expect("a state folder");
     let connect = replicate::connect_to(config, Encryption::None);
@@ -284,8 +285,8 @@ impl Source for InProcess {
     async fn machine(&self) -> Result<MachineInfo> {
         Ok(self.0.info())
     }
-    async fn cut(&self) -> Result<Cut> {
-        self.on(Machine::cut).await
+    async fn cut(&self, request: CutRequest) -> Result<Cut> {
+        self.on(move |machine| machine.cut_as(&request)).await
     }
     async fn release(&self, cut: Uuid) -> Result<()> {
         self.on(move |machine| machine.release(cut)).await

@@ -26,10 +26,9 @@ fn main() {
     let sync = machine.begin_sync("disk", None).expect("logging on");
     machine.end_sync("disk", sync.tracking).expect("logging on");
     let device: Arc<dyn BlockDevice> = machine.disk("disk").expect("the disk").clone();
-    let export =
-        Export { name: "bench/disk".to_owned(), description: String::new(), device, read_only: false };
+    let export = Export::new("bench/disk", device);
     let listen = Listen::Unix { path: socket, mode: DEFAULT_SOCKET_MODE };
-    let listener = Listener { listen, exports: vec![export] };
+    let listener = Listener::new(listen, vec![export]);
     let _server = Server::start(vec![listener], Limits::default()).expect("a server");
     loop {
         std::thread::sleep(Duration::from_millis(300));

@@ -17,6 +17,7 @@ const CHUNK_BITS: usize = 32768;
 #[derive(Clone, Debug)]
 pub struct DirtyBitmap {
     chunks: Vec<Option<BitBox>>,
+    size: u64,
     blocks: u64,
     set: u64,
 }
@@ -26,7 +27,12 @@ impl DirtyBitmap {
     pub fn new(size: u64) -> Self {
         let blocks = size.div_ceil(BLOCK);
         let chunks = usize::try_from(blocks.div_ceil(CHUNK)).unwrap_or(usize::MAX);
-        Self { chunks: vec![None; chunks], blocks, set: 0 }
+        Self { chunks: vec![None; chunks], size, blocks, set: 0 }
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// Dirty bytes, in whole blocks.
@@ -57,7 +63,8 @@ impl DirtyBitmap {
     /// Takes the set and leaves an empty one in its place.
     #[must_use]
     pub fn freeze(&mut self) -> Self {
-        let empty = Self { chunks: vec![None; self.chunks.len()], blocks: self.blocks, set: 0 };
+        let empty =
+            Self { chunks: vec![None; self.chunks.len()], size: self.size, blocks: self.blocks, set: 0 };
         std::mem::replace(self, empty)
     }
 

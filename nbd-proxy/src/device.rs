@@ -8,6 +8,9 @@
 //! Errors are `io::Error`; the server turns the errno into the wire's few (anything unknown becomes EIO).
 
 use std::io;
+use std::ops::Range;
+
+use uuid::Uuid;
 
 /// What a device can promise; constant while it is open. Each becomes an NBD transmission flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,4 +95,18 @@ pub trait BlockDevice: Send + Sync {
 
     /// Asks for a range to be brought into the cache; a hint.
     fn cache(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// The cut that is out, if the device has cuts and one is: its id, for [`BlockDevice::next_change`].
+    fn cut_out(&self) -> Option<Uuid> {
+        None
+    }
+
+    /// The first run of bytes at or after `from` that was written in the interval which `cut` ended; `None` if there is
+    /// none. It may begin before `from` and reach past the end of the device, for blocks are counted.
+    ///
+    /// # Errors
+    /// `InvalidInput` when that cut is not out (any more): what was written in its interval is not known.
+    fn next_change(&self, cut: Uuid, _from: u64) -> io::Result<Option<Range<u64>>> {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the cut {cut} is not out")))
+    }
 }

@@ -14,6 +14,7 @@ pub mod log;
 pub mod machine;
 pub mod nbd;
 pub mod server;
+mod ticker;
 pub mod tracking;
 
 #[cfg(test)]

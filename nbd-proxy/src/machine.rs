@@ -1,29 +1,28 @@
-//! A machine: its disks, and the cut over all of them at one instant.
+//! A machine: its disks, and what the uploader may ask of them.
 //!
-//! The cut, in this order:
-//! 1. every disk gets a segment made ahead, while writes go on;
-//! 2. all trackers are locked, in configuration order (the only place that holds more than one), the logs roll over, the bitmaps freeze, the clock is
-//!    read, all are unlocked: no I/O in between, so writers wait for a few hundred instructions;
-//! 3. the writes that had room in a sealed segment are waited for, until each is on the backing;
-//! 4. the finished segments are handed on.
-//!
-//! Why a point is a state the disks could have shown after a crash at that instant: a write B issued after A's reply gets its
-//! room after A got its own. If B's room is in a sealed segment, it was taken before the instant, so A's was too, on
-//! whatever disk of the machine: no cut has B without A. Every write acknowledged before the instant had its room before it.
+//! [`cut`] is the instant at which the logs of all disks roll over; [`group`] makes it one instant over several machines; [`guest`]
+//! has the guest hold still meanwhile.
 //!
 //! Nothing of a cut is durable here. A proxy that dies forgets it, and its segments, still in the folder, join the next one:
 //! shipping a record again is harmless, for the newest record of a block wins and the last one says what the disk is.
 //! A cut that was not released when the next is asked for is merged back in the same way.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+mod cut;
+pub mod group;
+pub mod guest;
 
-use jiff::Timestamp;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
 use uuid::Uuid;
 
+use self::group::Group;
+use self::guest::Guest;
 use crate::device::Extent;
-use crate::disk::{Boundary, DiskSettings, TrackedDisk};
-use crate::tracking::{Cut, CutDisk, MachineInfo, Round, Sync};
+use crate::disk::{DiskSettings, TrackedDisk};
+use crate::ticker::Ticker;
+use crate::tracking::{Cut, CutDisk, CutRequest, MachineInfo, Round, Sync};
 use crate::{Error, Kind, Result};
 
 /// What a machine is opened with.
@@ -42,6 +41,18 @@ pub struct Machine {
     disks: Vec<Arc<TrackedDisk>>,
     cutting: Mutex<Cutting>,
     idle: Condvar,
+    ticker: OnceLock<Ticker>,
+    /// Segments are being made ahead by a thread.
+    preparing: Arc<AtomicBool>,
+    guest: OnceLock<Box<dyn Guest>>,
+    membership: OnceLock<Membership>,
+}
+
+/// A machine's place in its consistency group.
+#[derive(Debug)]
+struct Membership {
+    group: Arc<Group>,
+    place: usize,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +68,11 @@ impl Machine {
     /// # Errors
     /// What [`crate::backing::RawDisk::open`] says, or a folder for the log that cannot be used.
     pub fn open(settings: &MachineSettings) -> Result<Arc<Self>> {
-        Self::open_in(settings, &boot_id()?)
+        let machine = Self::open_in(settings, &boot_id()?)?;
+        let ticker = Ticker::start(&machine.disks)
+            .map_err(|error| Error::io("start a thread for", Path::new(&settings.name), error))?;
+        let _ = machine.ticker.set(ticker);
+        Ok(machine)
     }
 
     /// The same in a given boot of the host.
@@ -79,7 +94,16 @@ impl Machine {
 
     /// A machine of disks that are open.
     pub(crate) fn over(name: String, disks: Vec<Arc<TrackedDisk>>) -> Arc<Self> {
-        Arc::new(Self { name, disks, cutting: Mutex::default(), idle: Condvar::new() })
+        Arc::new(Self {
+            name,
+            disks,
+            cutting: Mutex::default(),
+            idle: Condvar::new(),
+            ticker: OnceLock::new(),
+            preparing: Arc::default(),
+            guest: OnceLock::new(),
+            membership: OnceLock::new(),
+        })
     }
 
     /// The machine's name.
@@ -109,13 +133,30 @@ impl Machine {
         MachineInfo { name: self.name.clone(), disks: self.disks.iter().map(|disk| disk.info()).collect() }
     }
 
-    /// Rolls the logs of all disks over at one instant. A cut that is out is merged into this one.
+    /// The guest that holds still for application-consistent cuts. The first one that is set stays.
+    pub fn attend(&self, guest: Box<dyn Guest>) {
+        let _ = self.guest.set(guest);
+    }
+
+    /// Rolls the logs of all disks over now, at one instant.
     ///
     /// # Errors
-    /// `NotReady` while a disk is not logged; then nothing has changed.
+    /// As [`Machine::cut_as`] says.
     pub fn cut(&self) -> Result<Cut> {
+        self.cut_as(&CutRequest::default())
+    }
+
+    /// The same, as `request` wants it. A cut that is out is merged into this one.
+    ///
+    /// # Errors
+    /// `NotReady` while a disk is not logged, `Unavailable` while a log folder hangs.
+    pub fn cut_as(&self, request: &CutRequest) -> Result<Cut> {
         self.take_turn().out = None;
-        let result = self.cut_alone();
+        let share = match self.membership.get() {
+            Some(Membership { group, place }) => group.share(self, *place, request),
+            None => cut::alone(self, request.application),
+        };
+        let result = share.and_then(|share| share.settle(self));
         let last = |disk: &CutDisk| disk.segments.last().map_or(0, |segment| segment.segment);
         self.end_turn(result.as_ref().ok().map(|cut| (cut.id, cut.disks.iter().map(last).collect())));
         result
@@ -170,30 +211,13 @@ impl Machine {
         self.disks.iter().map(|disk| disk.close()).fold(Ok(()), Result::and)
     }
 
-    fn cut_alone(&self) -> Result<Cut> {
-        let (time, boundaries) = loop {
-            self.disks.iter().try_for_each(|disk| disk.prepare_cut())?;
-            if let Some(rolled) = self.roll_all()? {
-                break rolled;
-            }
+    /// A disk whose records and what the vault has do not add up to what it is.
+    fn inexact(&self) -> Option<String> {
+        let inexact = |disk: &&Arc<TrackedDisk>| {
+            let tracker = disk.lock();
+            !tracker.is_logged() || tracker.sync.is_some()
         };
-        let settled = self.disks.iter().zip(boundaries).map(|(disk, boundary)| disk.settle(boundary));
-        Ok(Cut { id: Uuid::new_v4(), time, disks: settled.collect::<Result<_>>()? })
-    }
-
-    /// The instant. `None` if a disk used its spare segment meanwhile: then nothing lasting was done.
-    fn roll_all(&self) -> Result<Option<(Timestamp, Vec<Boundary>)>> {
-        let mut trackers: Vec<_> = self.disks.iter().map(|disk| disk.lock()).collect();
-        for (disk, tracker) in self.disks.iter().zip(&trackers) {
-            if !tracker.is_logged() {
-                return Err(disk.not_logged(tracker));
-            }
-        }
-        if !trackers.iter().all(|tracker| tracker.can_cut()) {
-            return Ok(None);
-        }
-        let boundaries = trackers.iter_mut().map(|tracker| tracker.cut()).collect();
-        Ok(Some((Timestamp::now(), boundaries)))
+        self.disks.iter().find(inexact).map(|disk| disk.label())
     }
 
     /// The one who cuts or releases now: a release must not meet the next cut's bitmap.

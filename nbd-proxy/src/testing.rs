@@ -1,8 +1,11 @@
 //! Devices for tests: memory that keeps the contract and counts, with faults on request.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
+
+use uuid::Uuid;
 
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
 
@@ -25,7 +28,11 @@ pub struct MemDevice {
     pub flushes: AtomicUsize,
     pub durable_writes: AtomicUsize,
     pub zeroes: Mutex<Vec<(u64, u64, ZeroMode)>>,
+    /// The cut that is out, and where what changed before it begins and ends.
+    pub changes: Mutex<Option<Changes>>,
 }
+
+type Changes = (Uuid, Vec<(u64, u64)>);
 
 /// Something that waits until it is opened.
 #[derive(Default)]
@@ -82,6 +89,7 @@ impl MemDevice {
             flushes: AtomicUsize::new(0),
             durable_writes: AtomicUsize::new(0),
             zeroes: Mutex::default(),
+            changes: Mutex::default(),
         }
     }
 
@@ -185,5 +193,16 @@ impl BlockDevice for MemDevice {
 
     fn cache(&self, _offset: u64, _len: u64) -> io::Result<()> {
         Ok(())
+    }
+
+    fn cut_out(&self) -> Option<Uuid> {
+        self.changes.lock().unwrap().as_ref().map(|(cut, _)| *cut)
+    }
+
+    fn next_change(&self, cut: Uuid, from: u64) -> io::Result<Option<Range<u64>>> {
+        let changes = self.changes.lock().unwrap();
+        let (_, ranges) =
+            changes.as_ref().filter(|(out, _)| *out == cut).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(ranges.iter().find(|(_, end)| *end > from).map(|(start, end)| *start..*end))
     }
 }

@@ -7,6 +7,7 @@
 //! new id has been committed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -36,8 +37,8 @@ pub struct DiskInfo {
     pub cause: String,
     /// Whether a sync under `tracking` has been begun and not ended.
     pub syncing: bool,
-    /// The id under which the vault has to be exact for a sync to be less than whole; without one it will be whole.
-    pub base: Option<Uuid>,
+    /// The ids under one of which the vault has to be exact for a sync to be less than whole.
+    pub bases: Vec<Uuid>,
     /// Bytes in blocks written since the last released cut (upper bound of what the next delta reads).
     pub dirty_bytes: u64,
     /// Bytes held by log segments on local disk.
@@ -46,10 +47,31 @@ pub struct DiskInfo {
     pub clients: u32,
 }
 
+/// What a cut is asked to be. By default: made now, and of the disks alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutRequest {
+    /// The machine's share of a cut that another member of its consistency group asked for will do, if it was made at
+    /// most this long ago.
+    pub max_age: Duration,
+    /// The guest is to hold its file systems still meanwhile.
+    pub application: bool,
+}
+
+/// The cut of a consistency group: its members' disks at one instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupCut {
+    /// The group's name.
+    pub name: String,
+    /// Names the cut; the same in each member's share.
+    pub cut: Uuid,
+    /// The machines that were cut.
+    pub members: Vec<String>,
+}
+
 /// The instant at which all logs of a machine rolled over together, and what they held.
 ///
 /// The segments stay readable until the cut, or a later one, is released. Everything in them has reached the backing.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Cut {
     /// Names the cut; meaningful to the proxy that made it until it restarts.
     pub id: Uuid,
@@ -57,6 +79,15 @@ pub struct Cut {
     pub time: Timestamp,
     /// Every disk of the machine, in configuration order.
     pub disks: Vec<CutDisk>,
+    /// The guest reported that its file systems were held still at the instant.
+    #[serde(default)]
+    pub application: bool,
+    /// The cut of the machine's consistency group that this is a share of.
+    #[serde(default)]
+    pub group: Option<GroupCut>,
+    /// What the cut is not though it was to be, and why; for people.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// One disk's share of a [`Cut`].

@@ -1,6 +1,6 @@
 //! `lifeboat points`
 
-use ::uploader::listing::{self, PointInfo};
+use ::uploader::listing::{self, GroupShare, PointInfo};
 use nbd_proxy::Result;
 use serde::Serialize;
 
@@ -62,6 +62,13 @@ fn unreadable(point: &PointInfo) -> String {
     lacks.collect::<Vec<_>>().join(", ")
 }
 
+/// Points of one cut of a group show the same.
+fn group(share: &GroupShare) -> String {
+    let cut = share.cut.simple().to_string();
+    let part = if share.complete == Some(false) { ", incomplete" } else { "" };
+    format!("{} {}{part}", share.name, &cut[..8])
+}
+
 fn people(answer: &Answer) -> String {
     if answer.points.is_empty() {
         return "no point yet".to_owned();
@@ -72,8 +79,9 @@ fn people(answer: &Answer) -> String {
             output::instant(point.time),
             output::word(&point.kind),
             output::size(point.bytes),
+            point.group.as_ref().map_or_else(String::new, group),
             unreadable(point),
         ]
     });
-    output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT", ""], rows)
+    output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT", "GROUP", ""], rows)
 }

@@ -30,7 +30,7 @@ pub struct Args {
     /// The folder for DISK.raw; made if missing
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
-    /// The point: an id, latest, or an RFC 3339 time (the newest point not after it)
+    /// The point: an id, latest, latest-app-consistent, or an RFC 3339 time (the newest point not after it)
     #[arg(long, value_name = "P", default_value = "latest", value_parser = point)]
     pub point: PointName,
     /// Only this disk; may be given more than once

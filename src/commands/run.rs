@@ -3,7 +3,7 @@
 use nbd_proxy::Result;
 
 use super::Context;
-use crate::daemon::{self, proxy::Proxy, uploader::Uploader};
+use crate::daemon::{Wishes, proxy::Proxy, sockets::Passed, uploader::Uploader};
 
 /// Serve and replicate the machines of the configuration, in one process
 ///
@@ -13,16 +13,16 @@ use crate::daemon::{self, proxy::Proxy, uploader::Uploader};
 #[command(after_help = "Example:\n  lifeboat --config /etc/lifeboat/lifeboat.toml run")]
 pub struct Args {}
 
-pub async fn run(context: &Context, _: &Args) -> Result<()> {
+pub async fn run(context: &Context, _: &Args, passed: Passed) -> Result<()> {
     let config = context.load()?;
-    let stop = daemon::stop_signal()?;
-    let proxy = Proxy::start(&config).await?;
+    let mut wishes = Wishes::listen()?;
+    let proxy = Proxy::start(&config, passed).await?;
     let uploader = match Uploader::start(&config).await {
         Ok(uploader) => uploader,
         Err(error) => return proxy.stop().await.and(Err(error)),
     };
     crate::output::line("ready")?;
-    daemon::stopped(stop).await;
+    wishes.stop().await;
     let replicated = uploader.stop().await;
     proxy.stop().await.and(replicated)
 }

@@ -3,7 +3,7 @@
 use nbd_proxy::Result;
 
 use super::Context;
-use crate::daemon::{self, uploader::Uploader};
+use crate::daemon::{Wishes, uploader::Uploader};
 
 /// Replicate the machines that the proxy of the same configuration serves
 ///
@@ -14,9 +14,9 @@ pub struct Args {}
 
 pub async fn run(context: &Context, _: &Args) -> Result<()> {
     let config = context.load()?;
-    let stop = daemon::stop_signal()?;
+    let mut wishes = Wishes::listen()?;
     let uploader = Uploader::start(&config).await?;
     crate::output::line("ready")?;
-    daemon::stopped(stop).await;
+    wishes.stop().await;
     uploader.stop().await
 }

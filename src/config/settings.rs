@@ -32,10 +32,15 @@ pub const LOG_LIMIT_MIN: u64 = 16 << 20;
 pub const RESYNC_WINDOW: &str = "18:30-06:00";
 /// The least `policy.copy_limit`, in bytes a second: a piece that is read at once.
 pub const COPY_LIMIT_MIN: u64 = 1 << 20;
+/// What `policy.app_consistent_every` may be.
+pub const APP_CONSISTENT_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
 /// The longest path of a Unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
 /// `machine.disk.socket_mode`.
 pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
+/// What `machine.disk.max_clients` may be.
+pub const MAX_CLIENTS_RANGE: RangeInclusive<usize> = 1..=1024;
 /// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
@@ -47,6 +52,7 @@ pub struct File {
     pub state_dir: PathBuf,
     pub site: Option<String>,
     pub vault: Vault,
+    pub tls: Option<Tls>,
     #[serde(default)]
     pub policy: Policy,
     #[serde(default)]
@@ -66,6 +72,15 @@ pub struct Vault {
     pub options: BTreeMap<String, Secret>,
 }
 
+/// `[tls]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    pub client_ca_file: PathBuf,
+}
+
 /// `[policy]` and `[machine.policy]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,6 +90,7 @@ pub struct Policy {
     pub log_limit: Option<Size>,
     pub resync_window: Option<Window>,
     pub copy_limit: Option<Rate>,
+    pub app_consistent_every: Option<Span>,
 }
 
 /// `[[machine]]`
@@ -84,8 +100,17 @@ pub struct Machine {
     pub name: String,
     #[serde(default)]
     pub policy: Policy,
+    pub group: Option<String>,
+    pub guest_agent: Option<GuestAgent>,
     #[serde(default)]
     pub disk: Vec<Disk>,
+}
+
+/// `[machine.guest_agent]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestAgent {
+    pub socket: PathBuf,
 }
 
 /// `[[machine.disk]]`
@@ -99,6 +124,7 @@ pub struct Disk {
     pub log_dir: Option<PathBuf>,
     #[serde(default)]
     pub read_only: bool,
+    pub max_clients: Option<usize>,
 }
 
 fn state_dir() -> PathBuf {
@@ -117,7 +143,7 @@ pub fn parse(path: &Path, text: &str) -> Result<File> {
 }
 
 fn remedy(message: &str) -> &'static str {
-    if message.contains("`key_file`") || message.contains("`passphrase`") {
+    if message.contains("unknown field `key_file`") || message.contains("`passphrase`") {
         "this version does not encrypt; write encryption = \"none\" to make a vault whose content is readable"
     } else if message.contains("unknown field") {
         "the table of keys is in docs/operations.md"

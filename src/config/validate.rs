@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Result};
 use uploader::keys::check_name;
 
@@ -28,8 +29,10 @@ pub fn validate(path: &Path, file: File) -> Result<Config> {
         }
         machines.push(machine(path, &file.state_dir, raw, &general)?);
     }
-    let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, machines };
+    let tls = file.tls.map(|raw| tls(path, raw)).transpose()?;
+    let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, machines };
     no_shared_sockets(&config)?;
+    groups_keep_step(&config)?;
     Ok(config)
 }
 
@@ -41,6 +44,7 @@ impl Default for Policy {
             log_limit: None,
             resync_window: super::units::parse_window(settings::RESYNC_WINDOW).unwrap_or_default(),
             copy_limit: None,
+            app_consistent_every: None,
         }
     }
 }
@@ -69,6 +73,13 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
     Ok(vault)
 }
 
+fn tls(path: &Path, raw: settings::Tls) -> Result<TlsFiles> {
+    absolute(path, "tls.cert_file", &raw.cert_file)?;
+    absolute(path, "tls.key_file", &raw.key_file)?;
+    absolute(path, "tls.client_ca_file", &raw.client_ca_file)?;
+    Ok(TlsFiles { cert: raw.cert_file, key: raw.key_file, client_ca: raw.client_ca_file })
+}
+
 fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Result<Policy> {
     let key = |name: &str| format!("{place}.{name}");
     let mut policy = over.clone();
@@ -90,6 +101,12 @@ fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Res
     if policy.copy_limit.is_some_and(|limit| limit < settings::COPY_LIMIT_MIN) {
         let remedy = format!("at least \"{}/s\"", bytesize::ByteSize(settings::COPY_LIMIT_MIN));
         return Err(refuse(path, key("copy_limit"), "too little to ever copy a disk", remedy));
+    }
+    if let Some(every) = raw.app_consistent_every {
+        policy.app_consistent_every = Some(every.0);
+    }
+    if policy.app_consistent_every.is_some_and(|every| !settings::APP_CONSISTENT_RANGE.contains(&every)) {
+        return Err(refuse(path, key("app_consistent_every"), "is out of range", "from \"1s\" to \"168h\""));
     }
     if !settings::INTERVAL_RANGE.contains(&policy.interval) {
         let message = format!("{:?} is out of range", policy.interval);
@@ -116,6 +133,14 @@ fn machine(path: &Path, state_dir: &Path, raw: settings::Machine, general: &Poli
     check_name("machine", &raw.name).map_err(|error| in_file(path, error))?;
     let place = format!("machine {}", raw.name);
     let policy = policy(path, &format!("{place}: policy"), raw.policy, general)?;
+    if let Some(group) = &raw.group {
+        check_name("group", group).map_err(|error| in_file(path, error))?;
+    }
+    let guest_agent = raw.guest_agent.map(|agent| agent.socket);
+    if let Some(socket) = &guest_agent {
+        absolute(path, &format!("{place}: guest_agent.socket"), socket)?;
+        fits_a_socket(path, &format!("{place}: guest_agent.socket"), socket)?;
+    }
     if raw.disk.is_empty() {
         return Err(refuse(
             path,
@@ -132,7 +157,7 @@ fn machine(path: &Path, state_dir: &Path, raw: settings::Machine, general: &Poli
         }
         disks.push(disk(path, state_dir, &raw.name, raw_disk)?);
     }
-    Ok(MachineConfig { name: raw.name, policy, disks })
+    Ok(MachineConfig { name: raw.name, policy, group: raw.group, guest_agent, disks })
 }
 
 fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Result<DiskConfig> {
@@ -164,22 +189,27 @@ fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Re
         Some(text) => listen(path, &place, &text)?,
         None => ListenAt::Unix(state_dir.join(format!("{machine}-{}.sock", raw.name))),
     };
-    if let ListenAt::Unix(socket) = &listen
-        && socket.as_os_str().len() > settings::SOCKET_PATH_MAX
-    {
-        let message = format!(
-            "the socket path {} is longer than {} bytes",
-            socket.display(),
-            settings::SOCKET_PATH_MAX
-        );
-        return Err(refuse(path, format!("{place}: listen"), message, "choose a shorter path"));
+    if let ListenAt::Unix(socket) = &listen {
+        fits_a_socket(path, &format!("{place}: listen"), socket)?;
     }
     let socket_mode = match &raw.socket_mode {
         Some(text) => socket_mode(path, &place, text)?,
         None => settings::SOCKET_MODE,
     };
-    let settings::Disk { name, path, log_dir, read_only, .. } = raw;
-    Ok(DiskConfig { name, path, listen, socket_mode, log_dir, read_only })
+    if raw.max_clients.is_some_and(|max| !settings::MAX_CLIENTS_RANGE.contains(&max)) {
+        return Err(refuse(path, format!("{place}: max_clients"), "out of range", "from 1 to 1024"));
+    }
+    let settings::Disk { name, path, log_dir, read_only, max_clients, .. } = raw;
+    Ok(DiskConfig { name, path, listen, socket_mode, log_dir, read_only, max_clients })
+}
+
+fn fits_a_socket(path: &Path, key: &str, socket: &Path) -> Result<()> {
+    let max = settings::SOCKET_PATH_MAX;
+    if socket.as_os_str().len() <= max {
+        return Ok(());
+    }
+    let message = format!("the socket path {} is longer than {max} bytes", socket.display());
+    Err(refuse(path, key, message, "choose a shorter path"))
 }
 
 fn socket_mode(path: &Path, place: &str, text: &str) -> Result<u32> {
@@ -211,6 +241,23 @@ fn listen(path: &Path, place: &str, text: &str) -> Result<ListenAt> {
         }
         _ => Err(refuse(path, key, format!("\"{text}\" is no place to listen at"), remedy)),
     }
+}
+
+/// Machines that are cut together are cut equally often.
+fn groups_keep_step(config: &Config) -> Result<()> {
+    for machine in config.machines.iter().filter(|machine| machine.group.is_some()) {
+        let same = |other: &&MachineConfig| other.group == machine.group;
+        let first = config.machines.iter().find(same).unwrap_or(machine);
+        if first.policy.interval != machine.policy.interval {
+            let message = format!(
+                "its interval is {:?}, that of {} in the same group is {:?}",
+                machine.policy.interval, first.name, first.policy.interval
+            );
+            let place = format!("machine {}: policy.interval", machine.name);
+            return Err(refuse(&config.file, place, message, "give all machines of a group one interval"));
+        }
+    }
+    Ok(())
 }
 
 /// Each socket belongs to one disk.

@@ -9,7 +9,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use nbd_proxy::device::Extent;
 use nbd_proxy::machine::Machine;
-use nbd_proxy::tracking::{Cut, MachineInfo, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Sync};
 use nbd_proxy::{Error, Kind};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -81,9 +81,13 @@ async fn info(State(served): State<Served>, Path(name): Path<String>) -> Answer<
     blocking(move || Ok(served.describe(&machine))).await.map(Json)
 }
 
-async fn cut(State(served): State<Served>, Path(name): Path<String>) -> Answer<Cut> {
+async fn cut(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+    Json(request): Json<CutRequest>,
+) -> Answer<Cut> {
     let machine = served.find(&name)?;
-    blocking(move || machine.cut()).await.map(Json)
+    blocking(move || machine.cut_as(&request)).await.map(Json)
 }
 
 async fn release(

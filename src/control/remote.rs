@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use nbd_proxy::device::Extent;
-use nbd_proxy::tracking::{Cut, MachineInfo, Round, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Round, Sync};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uploader::source::Source;
@@ -70,8 +70,8 @@ impl Source for RemoteMachine {
         self.client.get(&self.base).await
     }
 
-    async fn cut(&self) -> Result<Cut> {
-        self.client.post(&format!("{}/cut", self.base), &Done {}).await
+    async fn cut(&self, request: CutRequest) -> Result<Cut> {
+        self.client.post(&format!("{}/cut", self.base), &request).await
     }
 
     async fn release(&self, cut: Uuid) -> Result<()> {

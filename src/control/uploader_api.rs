@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use nbd_proxy::{Error, Kind};
+use serde::{Deserialize, Serialize};
 use uploader::replicate::{CutReport, Handle, Status};
 use uuid::Uuid;
 
@@ -17,6 +18,13 @@ use super::server::Refusal;
 pub type Loops = Arc<Vec<(String, Handle)>>;
 
 type Answer<T> = Result<Json<T>, Refusal>;
+
+/// Asks for a point.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CutBody {
+    /// The guest is to hold its file systems still meanwhile.
+    pub application: bool,
+}
 
 /// The routes over `loops`.
 pub fn routes(loops: Loops) -> Router {
@@ -53,8 +61,18 @@ async fn status(State(loops): State<Loops>, Path(name): Path<String>) -> Answer<
     Ok(Json(find(&loops, &name)?.status()))
 }
 
-async fn cut(State(loops): State<Loops>, Path(name): Path<String>) -> Answer<CutReport> {
-    Ok(Json(find(&loops, &name)?.cut().await?))
+/// A point of a machine is one of its whole group: the others take theirs, as far as they can.
+async fn cut(
+    State(loops): State<Loops>,
+    Path(name): Path<String>,
+    Json(CutBody { application }): Json<CutBody>,
+) -> Answer<CutReport> {
+    let handle = find(&loops, &name)?;
+    let fellow = |(other, each): &&(String, Handle)| *other != name && each.group() == handle.group();
+    if handle.group().is_some() {
+        loops.iter().filter(fellow).for_each(|(_, each)| each.join_cut(application));
+    }
+    Ok(Json(handle.cut_as(application).await?))
 }
 
 async fn pause(State(loops): State<Loops>, Path(name): Path<String>) -> Answer<Done> {

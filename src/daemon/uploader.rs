@@ -40,6 +40,8 @@ impl Uploader {
                 resync_window: machine.policy.resync_window,
                 clock: Clock::new(jiff::ZonedDateTime::now),
                 copy_limit: machine.policy.copy_limit,
+                group: machine.group.clone(),
+                app_consistent_every: machine.policy.app_consistent_every,
             };
             let source = RemoteMachine::new(config.proxy_socket(), &machine.name);
             let connect = crate::vault::connect(&config.vault)?;

@@ -21,6 +21,11 @@ pub fn people(report: &Report) -> String {
         std::iter::once(first).chain(machine.disks.iter().map(disk))
     });
     let mut text = output::table(&["MACHINE", "HEALTH", "RPO", "POINT", ""], rows);
+    for (machine, note) in
+        report.machines.iter().flat_map(|each| each.notes.iter().map(move |note| (each, note)))
+    {
+        text.push_str(&format!("\n{}: the newest point: {note}", machine.name));
+    }
     for machine in report.machines.iter().filter(|machine| machine.health != Health::Normal) {
         text.push_str(&trouble(machine));
     }

@@ -25,7 +25,7 @@ fn tracking() -> Vec<MachineInfo> {
         logged: true,
         cause: String::new(),
         syncing: false,
-        base: None,
+        bases: Vec::new(),
         dirty_bytes: 4096,
         log_bytes: 8192,
         clients: 1,

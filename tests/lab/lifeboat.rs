@@ -21,6 +21,8 @@ pub struct Setup {
     read_only: Vec<String>,
     interval: String,
     policy: String,
+    tables: String,
+    log: &'static str,
     tcp: bool,
 }
 
@@ -34,6 +36,8 @@ impl Setup {
             interval: "24h".into(),
             // A test that runs at noon waits for no evening.
             policy: "log_limit = \"64 GiB\"\nresync_window = \"always\"\n".into(),
+            tables: String::new(),
+            log: "info",
             tcp: false,
         }
     }
@@ -59,6 +63,18 @@ impl Setup {
     /// Another line of `[policy]`.
     pub fn policy(mut self, line: &str) -> Self {
         writeln!(self.policy, "{line}").expect("a line");
+        self
+    }
+
+    /// Another table of the configuration.
+    pub fn table(mut self, text: &str) -> Self {
+        writeln!(self.tables, "{text}").expect("a table");
+        self
+    }
+
+    /// What the daemons log: `LIFEBOAT_LOG`.
+    pub fn log(mut self, what: &'static str) -> Self {
+        self.log = what;
         self
     }
 
@@ -95,10 +111,12 @@ impl Setup {
             disks,
             proxy: None,
             uploader: None,
+            log: self.log,
             log_is_wild: false,
             expected: Vec::new(),
         };
-        lifeboat.write_config(&format!("[policy]\ninterval = \"{}\"\n{}", self.interval, self.policy));
+        let policy = format!("[policy]\ninterval = \"{}\"\n{}", self.interval, self.policy);
+        lifeboat.write_config(&format!("{}{policy}", self.tables));
         lifeboat
     }
 }
@@ -132,6 +150,7 @@ pub struct Lifeboat {
     /// The proxy, or both roles in one.
     pub proxy: Option<Process>,
     pub uploader: Option<Process>,
+    log: &'static str,
     log_is_wild: bool,
     expected: Vec<String>,
 }
@@ -193,12 +212,13 @@ impl Lifeboat {
     }
 
     fn start(&self, role: &str) -> Process {
-        let mut process = Process::start(self.command().arg(role), &self.log());
+        let mut process = Process::start(self.command().arg(role).env("LIFEBOAT_LOG", self.log), &self.log());
         process.wait_for_line("ready", READY_LIMIT);
         process
     }
 
-    fn log(&self) -> PathBuf {
+    /// Where the daemons log.
+    pub fn log(&self) -> PathBuf {
         self.home.join("lifeboat.log")
     }
 

@@ -45,6 +45,15 @@ impl Vm {
         Self::start(command)
     }
 
+    /// Boots a guest with the raw images `files` as /dev/vda, /dev/vdb …, past the host's cache.
+    pub fn boot_files(files: &[std::path::PathBuf]) -> Self {
+        let mut command = machine();
+        for file in files {
+            command.arg("-drive").arg(format!("if=virtio,format=raw,cache=none,file={}", file.display()));
+        }
+        Self::start(command)
+    }
+
     /// Boots a guest whose /dev/vda is `disk`, every read compared with the file `reference`: a difference ends QEMU.
     pub fn boot_verified(disk: &Target, reference: &std::path::Path) -> Self {
         let mut command = machine();
@@ -54,6 +63,21 @@ impl Vm {
         command.args(["-blockdev", "driver=blkverify,node-name=n0,raw=raw,test=test"]);
         command.args(["-device", "virtio-blk-pci,drive=n0"]);
         Self::start(command)
+    }
+
+    /// Boots a guest with `disk` as /dev/vda whose agent is reached at `socket`. Its disk is mounted at /mnt.
+    pub fn boot_with_agent(disk: &Target, socket: &std::path::Path) -> Self {
+        let mut command = machine_of("initramfs-agent.gz");
+        command.arg("-blockdev").arg(blockdev("n0", disk)).args(["-device", "virtio-blk-pci,drive=n0"]);
+        let chardev = format!("socket,id=qga0,server=on,wait=off,path={}", socket.display());
+        command.args(["-chardev", &chardev, "-device", "virtio-serial-pci"]);
+        command.args(["-device", "virtserialport,chardev=qga0,name=org.qemu.guest_agent.0"]);
+        let mut vm = Self::start(command);
+        vm.sh("mount -t ext4 /dev/vda /mnt");
+        vm.sh(
+            "mkdir -p /var/run /run && qemu-ga -d -m virtio-serial -p /dev/vport0p1 -t /tmp -f /tmp/qga.pid",
+        );
+        vm
     }
 
     fn start(mut command: Command) -> Self {
@@ -137,11 +161,22 @@ impl Drop for Vm {
     }
 }
 
+/// The same for a guest with an agent.
+pub fn agent_available() -> bool {
+    available()
+        && (super::folder().join("vm/initramfs-agent.gz").exists()
+            || judge::absent("the VM kit's guest agent"))
+}
+
 fn machine() -> Command {
+    machine_of("initramfs.gz")
+}
+
+fn machine_of(initramfs: &str) -> Command {
     let kit = super::folder().join("vm");
     let mut command = tool("qemu-system-x86_64");
     command.args(["-accel", "tcg", "-nographic", "-no-reboot", "-m", "512", "-nic", "none"]);
-    command.arg("-kernel").arg(kit.join("vmlinuz")).arg("-initrd").arg(kit.join("initramfs.gz"));
+    command.arg("-kernel").arg(kit.join("vmlinuz")).arg("-initrd").arg(kit.join(initramfs));
     command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
     command
 }

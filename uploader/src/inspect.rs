@@ -10,7 +10,7 @@ use crate::delta::reader;
 use crate::delta::{Index, IndexRef};
 use crate::digest::hex;
 use crate::keys;
-use crate::point::{self, DeltaRef, Header};
+use crate::point::{self, DeltaRef, EntryKind, Header};
 
 /// What a file holds.
 #[derive(Clone, Debug, Serialize)]
@@ -138,10 +138,14 @@ impl fmt::Display for EntrySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let header = &self.header;
         let what = if header.is_point() { "point" } else { "claim" };
+        let what = if header.kind == EntryKind::Application { "application-consistent point" } else { what };
         writeln!(f, "{what} {} of {}, {} on host {}", header.id(), header.machine, header.time, header.host)?;
         writeln!(f, "writer: {}", header.writer)?;
         if let Some(parent) = header.parent {
             writeln!(f, "parent: {parent}")?;
+        }
+        if let Some(group) = &header.group {
+            writeln!(f, "group {}: cut {} of {}", group.name, group.cut, group.members.join(", "))?;
         }
         for disk in &header.disks {
             let whole = if disk.whole { ", whole" } else { "" };

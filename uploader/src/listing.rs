@@ -1,6 +1,6 @@
 //! What a vault holds: its machines and their points. Read from the vault alone; no local state is asked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -8,6 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::keys::{self, PointId};
 use crate::point::{self, EntryKind, Gap, Header};
@@ -18,6 +19,9 @@ const PARALLEL: usize = 16;
 /// What a first read of an entry fetches: enough for the header of a machine with dozens of disks.
 const HEADER_GUESS: u64 = 8 << 10;
 
+const LATEST: &str = "latest";
+const LATEST_APPLICATION: &str = "latest-app-consistent";
+
 /// How a user names a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PointName {
@@ -25,6 +29,8 @@ pub enum PointName {
     Latest,
     /// The point with this id.
     Id(PointId),
+    /// The newest application-consistent point of the owning generation.
+    LatestApplication,
     /// The newest point not after this instant.
     At(Timestamp),
 }
@@ -33,13 +39,15 @@ impl FromStr for PointName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text == "latest" {
-            return Ok(Self::Latest);
+        match text {
+            LATEST => return Ok(Self::Latest),
+            LATEST_APPLICATION => return Ok(Self::LatestApplication),
+            _ => {}
         }
         let time = || text.parse().map(Self::At);
         text.parse().map(Self::Id).or_else(|_| time()).map_err(|_| {
-            let remedy =
-                "use an id as `lifeboat points` prints it, `latest`, or a time such as 2026-02-01T12:00:00Z";
+            let remedy = "use an id as `lifeboat points` prints it, `latest`, `latest-app-consistent`, or a time such as \
+                          2026-02-01T12:00:00Z";
             Error::new(Kind::InvalidInput, text, "names no point").remedy(remedy)
         })
     }
@@ -48,7 +56,8 @@ impl FromStr for PointName {
 impl fmt::Display for PointName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Latest => f.write_str("latest"),
+            Self::Latest => f.write_str(LATEST),
+            Self::LatestApplication => f.write_str(LATEST_APPLICATION),
             Self::Id(id) => id.fmt(f),
             Self::At(time) => time.fmt(f),
         }
@@ -65,6 +74,18 @@ pub struct DiskSummary {
     /// What could not be read of it when it was copied; empty almost always.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<Gap>,
+}
+
+/// The cut of a consistency group that a point is a share of, as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupShare {
+    /// The group.
+    pub name: String,
+    /// Names the cut; the points of its other members say the same.
+    pub cut: Uuid,
+    /// Whether every member's line has its point of the cut; not said where no line but one was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete: Option<bool>,
 }
 
 /// A point as a listing shows it.
@@ -84,6 +105,9 @@ pub struct PointInfo {
     pub bytes: u64,
     /// The machine's disks at that instant.
     pub disks: Vec<DiskSummary>,
+    /// The cut of the machine's consistency group that it is a share of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupShare>,
 }
 
 impl From<Header> for PointInfo {
@@ -101,6 +125,7 @@ impl From<Header> for PointInfo {
             kind: header.kind,
             bytes: header.bytes,
             disks: header.disks.into_iter().map(summary).collect(),
+            group: header.group.map(|group| GroupShare { name: group.name, cut: group.cut, complete: None }),
         }
     }
 }
@@ -110,10 +135,41 @@ pub async fn machines(vault: &Vault) -> Result<Vec<String>> {
     vault.store.list_folders(keys::MACHINES).await
 }
 
-/// The points of `machine`, oldest first.
+/// The points of `machine`, oldest first. Those of a consistency group say whether their group has the whole cut.
 pub async fn points(vault: &Vault, machine: &str) -> Result<Vec<PointInfo>> {
     let headers = headers(vault, machine).await?;
-    Ok(headers.into_iter().filter(Header::is_point).map(PointInfo::from).collect())
+    let others = cuts_of_others(vault, machine, &headers).await?;
+    let info = |header: Header| {
+        let complete = header.group.as_ref().map(|group| {
+            let mut others = group.members.iter().filter_map(|member| others.get(member));
+            others.all(|cuts| cuts.contains(&group.cut))
+        });
+        let mut info = PointInfo::from(header);
+        info.group.iter_mut().for_each(|group| group.complete = complete);
+        info
+    };
+    Ok(headers.into_iter().filter(Header::is_point).map(info).collect())
+}
+
+/// The group cuts in the lines of the machines that share one with `machine`.
+async fn cuts_of_others(
+    vault: &Vault,
+    machine: &str,
+    own: &[Header],
+) -> Result<HashMap<String, HashSet<Uuid>>> {
+    let members = own.iter().filter_map(|header| header.group.as_ref()).flat_map(|group| &group.members);
+    let names: HashSet<&String> = members.filter(|member| *member != machine).collect();
+    let mut others = HashMap::new();
+    for name in names {
+        let headers = match headers(vault, name).await {
+            // It has not written anything yet.
+            Err(e) if e.kind == Kind::NotFound => Vec::new(),
+            headers => headers?,
+        };
+        let cuts = headers.into_iter().filter_map(|header| Some(header.group?.cut)).collect();
+        others.insert(name.clone(), cuts);
+    }
+    Ok(others)
 }
 
 /// The headers of all entries of `machine`, in the order of the line.
@@ -140,7 +196,7 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
     }
     // An old instant is found by reading all headers, many at a time; the newest point needs but one or two.
     let mut known: HashMap<u64, Header> = HashMap::new();
-    if let PointName::At(_) = name {
+    if matches!(name, PointName::At(_) | PointName::LatestApplication) {
         known.extend(headers(vault, machine).await?.into_iter().map(|header| (header.number, header)));
     }
     let mut numbers = numbers(vault, machine).await?;
@@ -157,6 +213,7 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
         }
         let wanted = match name {
             PointName::At(time) => header.time <= *time,
+            PointName::LatestApplication => header.kind == EntryKind::Application,
             _ => true,
         };
         if wanted {

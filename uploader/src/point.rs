@@ -21,6 +21,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use nbd_proxy::tracking::GroupCut;
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -118,6 +119,9 @@ pub struct Header {
     pub bytes: u64,
     /// Bytes of disks that its deltas cover.
     pub logical: u64,
+    /// The cut of a consistency group that it is the machine's share of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupCut>,
 }
 
 impl Header {

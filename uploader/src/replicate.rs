@@ -38,7 +38,7 @@ mod window;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -49,6 +49,7 @@ use uuid::Uuid;
 
 use crate::jobs::Jobs;
 use crate::keys::PointId;
+use crate::point::EntryKind;
 use crate::source::Source;
 use crate::store::StoreConfig;
 use crate::vault::{Encryption, Vault};
@@ -77,6 +78,32 @@ pub struct Settings {
     pub clock: Clock,
     /// How many bytes a second of live disks are read for copying; as many as can be when absent.
     pub copy_limit: Option<u64>,
+    /// The machine's consistency group.
+    pub group: Option<String>,
+    /// How often a point is to be application-consistent.
+    pub app_consistent_every: Option<Duration>,
+}
+
+impl Settings {
+    /// How long until the next point is due, after one that is begun now. The members of a group go by the clock on the
+    /// wall, so that all ask for the same cut.
+    fn until_due(&self) -> Duration {
+        if self.group.is_none() {
+            return self.interval;
+        }
+        let (interval, now) = (self.interval.as_nanos().max(1), since_epoch().as_nanos());
+        Duration::from_nanos(u64::try_from(interval - now % interval).unwrap_or(u64::MAX))
+    }
+
+    /// Numbers the stretches of time that are each to have an application-consistent point.
+    fn app_stretch(&self) -> Option<u128> {
+        let every = self.app_consistent_every?;
+        since_epoch().as_nanos().checked_div(every.as_nanos())
+    }
+}
+
+fn since_epoch() -> Duration {
+    Duration::try_from(Timestamp::now().duration_since(Timestamp::UNIX_EPOCH)).unwrap_or_default()
 }
 
 /// The gaps between attempts: one quick retry, then 1, 2, 4, 8, 10 minutes, then every 30.
@@ -102,6 +129,10 @@ pub struct CutReport {
     pub point: PointId,
     /// Its instant.
     pub time: Timestamp,
+    /// What it is.
+    pub kind: EntryKind,
+    /// What it is not though it was to be, and why.
+    pub notes: Vec<String>,
     /// Bytes written to the vault for it.
     pub bytes: u64,
     /// Objects written for it.
@@ -119,12 +150,20 @@ pub(crate) struct Inbox {
     arrived: Notify,
 }
 
-pub(crate) type Waiter = oneshot::Sender<Result<CutReport>>;
+/// Somebody who waits for a point of after he asked.
+pub(crate) struct Waiter {
+    pub reply: oneshot::Sender<Result<CutReport>>,
+    pub asked: Instant,
+    pub application: bool,
+}
 
 impl Inbox {
-    fn add(&self, waiter: Waiter) {
+    fn add(&self, application: bool) -> oneshot::Receiver<Result<CutReport>> {
+        let (reply, answer) = oneshot::channel();
+        let waiter = Waiter { reply, asked: Instant::now(), application };
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiter);
         self.arrived.notify_one();
+        answer
     }
 
     fn is_empty(&self) -> bool {
@@ -149,6 +188,7 @@ pub(crate) enum Command {
 #[derive(Clone)]
 pub struct Handle {
     machine: Arc<str>,
+    group: Option<Arc<str>>,
     commands: mpsc::Sender<Command>,
     inbox: Arc<Inbox>,
     status: watch::Receiver<Status>,
@@ -160,20 +200,35 @@ pub fn start<S: Source>(settings: Settings, source: S, connect: Connect) -> Hand
     let inbox = Arc::new(Inbox::default());
     let (publish, status) = watch::channel(Status::new(&settings.machine, settings.interval));
     let machine = settings.machine.as_str().into();
+    let group = settings.group.as_deref().map(Arc::from);
     let engine = engine::Engine::new(settings, Box::new(source), connect, Arc::clone(&inbox), publish);
     tokio::spawn(task::run(engine, receiver));
-    Handle { machine, commands, inbox, status }
+    Handle { machine, group, commands, inbox, status }
 }
 
 impl Handle {
     /// Takes a point now and waits until it is durable. During a sync that is the point which ends it.
     pub async fn cut(&self) -> Result<CutReport> {
-        let (reply, answer) = oneshot::channel();
+        self.cut_as(false).await
+    }
+
+    /// The same; if `application`, the guest is asked to hold still. The report says whether it did.
+    pub async fn cut_as(&self, application: bool) -> Result<CutReport> {
         if self.commands.is_closed() {
             return Err(self.ended());
         }
-        self.inbox.add(reply);
-        answer.await.map_err(|_| self.ended())?
+        self.inbox.add(application).await.map_err(|_| self.ended())?
+    }
+
+    /// Has a point taken now, as another member of the machine's group does, and does not wait for it.
+    pub fn join_cut(&self, application: bool) {
+        // A loop that ended, or is paused, does not take part.
+        drop(self.inbox.add(application));
+    }
+
+    /// The machine's consistency group.
+    pub fn group(&self) -> Option<&str> {
+        self.group.as_deref()
     }
 
     /// Stops replicating until [`Handle::resume`], also over restarts. Writes go on being tracked.

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use nbd_proxy::Result;
 use nbd_proxy::device::Extent;
-use nbd_proxy::tracking::{Cut, MachineInfo, Round, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Round, Sync};
 use uuid::Uuid;
 
 /// A protected machine's proxy.
@@ -20,8 +20,8 @@ pub trait Source: Send + std::marker::Sync + 'static {
 
     /// Rolls the logs of all disks over at one instant and hands on what was sealed. An earlier cut that was not
     /// released is merged into this one, so a caller that died in mid-cycle simply cuts again.
-    /// Fails with `NotReady` while a disk is not logged.
-    fn cut(&self) -> impl Future<Output = Result<Cut>> + Send;
+    /// Fails with `NotReady` while a disk is not logged. The cut says whether it is as `request` wants it.
+    fn cut(&self, request: CutRequest) -> impl Future<Output = Result<Cut>> + Send;
 
     /// The vault has everything up to `cut` durably: its segments may go. An unknown cut is not an error (the proxy was
     /// restarted and will hand the same records on again, which is harmless).
@@ -60,7 +60,7 @@ pub trait Source: Send + std::marker::Sync + 'static {
 /// A [`Source`] behind a pointer, so that the loop is compiled once and not for each kind of source.
 pub(crate) trait AnySource: Send + std::marker::Sync {
     fn machine(&self) -> BoxFuture<'_, Result<MachineInfo>>;
-    fn cut(&self) -> BoxFuture<'_, Result<Cut>>;
+    fn cut(&self, request: CutRequest) -> BoxFuture<'_, Result<Cut>>;
     fn release(&self, cut: Uuid) -> BoxFuture<'_, Result<()>>;
     fn begin_sync<'a>(&'a self, disk: &'a str, known: Option<Uuid>) -> BoxFuture<'a, Result<Sync>>;
     fn next_round<'a>(
@@ -85,8 +85,8 @@ impl<S: Source> AnySource for S {
         Source::machine(self).boxed()
     }
 
-    fn cut(&self) -> BoxFuture<'_, Result<Cut>> {
-        Source::cut(self).boxed()
+    fn cut(&self, request: CutRequest) -> BoxFuture<'_, Result<Cut>> {
+        Source::cut(self, request).boxed()
     }
 
     fn release(&self, cut: Uuid) -> BoxFuture<'_, Result<()>> {

@@ -26,6 +26,9 @@ pub trait Backing: BlockDevice + std::fmt::Debug {
 
     /// What tells its present state from others.
     fn identity(&self) -> Result<Identity>;
+
+    /// Has later reads come from the disk rather than from memory, as far as can be: after a failed sync they may differ.
+    fn drop_cache(&self);
 }
 
 #[cfg(test)]

@@ -43,9 +43,14 @@ impl Identity {
         self.ctime > time
     }
 
-    /// Whether it is the same file or device, of the same size, whatever was written to it.
-    pub fn is_same_file(&self, other: &Self) -> bool {
-        (self.device, self.inode, self.size) == (other.device, other.inode, other.size)
+    /// Whether it is the same file or device, whatever was written to it; devices are numbered anew if the host has `rebooted`.
+    pub fn is_same_file(&self, other: &Self, rebooted: bool) -> bool {
+        (rebooted || self.device == other.device) && (self.inode, self.size) == (other.inode, other.size)
+    }
+
+    /// Whether nothing but the device's number is different.
+    pub fn is_same_but_device(&self, other: &Self) -> bool {
+        Self { device: other.device, ..self.clone() } == *other
     }
 }
 
@@ -204,6 +209,11 @@ impl Backing for RawDisk {
 
     fn identity(&self) -> Result<Identity> {
         identity(&self.file, &self.path, self.size, self.block_device)
+    }
+
+    fn drop_cache(&self) {
+        // Only clean pages go, which after a failed sync is all that were to be synced.
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
     }
 }
 

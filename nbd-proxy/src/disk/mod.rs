@@ -1,8 +1,8 @@
 //! A disk whose every write is known: the decorator between the NBD server and the backing.
 //!
-//! Four files, four questions: `write` — what happens to a request; `switch` — how logging stops and starts again;
-//! `recover` — what an open finds after a crash; `tracker` — the state behind them, without I/O. `state` is what
-//! survives a restart.
+//! Files and their questions: `write` — what happens to a request; `switch` — how logging stops and starts again; `mark` — how
+//! the intent map is kept ahead of the writes; `recover` and `verdict` — what an open finds after a crash; `tracker` and `intent` —
+//! the state behind them, without I/O. `state`, `intent::file`, `bitmap_file` and `void` are what survives a restart.
 //!
 //! Invariants, each with the test that holds it:
 //! * An acknowledged write is on the backing and has a record, or is marked in a bitmap of an unlogged stretch
@@ -12,11 +12,16 @@
 //! * The tracking id changes whenever records alone no longer lead from what the vault has to what the disk is
 //!   (`a_lost_log_is_a_new_stretch`).
 
+mod bitmap_file;
+mod intent;
+mod mark;
 mod ranges;
 mod recover;
 mod state;
 mod switch;
 mod tracker;
+mod verdict;
+mod void;
 mod watermark;
 mod write;
 
@@ -24,10 +29,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use self::intent::file::IntentFile;
 pub use self::recover::DiskSettings;
 use self::state::StateFile;
+use self::switch::bases_of;
 pub(crate) use self::tracker::Boundary;
 use self::tracker::{Mode, Tracker};
+use self::void::Void;
 use crate::backing::Backing;
 use crate::log::folder::Folder;
 use crate::log::format::Header;
@@ -42,10 +50,14 @@ pub struct TrackedDisk {
     backing: Box<dyn Backing>,
     folder: Folder,
     state: StateFile,
+    intent: IntentFile,
+    void: Option<Void>,
     /// Random, made when the disk was first opened.
     id: Uuid,
     /// The host's boot.
     boot: String,
+    /// The mounts of image and log.
+    mount: String,
     /// Random, made at this open: the log's id.
     log: Uuid,
     tracker: Mutex<Tracker>,
@@ -73,24 +85,22 @@ impl TrackedDisk {
             logged: tracker.is_logged(),
             cause: tracker.cause.clone(),
             syncing: tracker.sync.is_some(),
-            base: match &tracker.sync {
-                Some(sync) => sync.base,
-                None if tracker.is_logged() => Some(tracker.tracking),
-                None => tracker.base,
-            },
+            bases: bases_of(&tracker),
             dirty_bytes: tracker.dirty_bytes(),
             log_bytes: tracker.log_bytes(),
             clients: 0,
         }
     }
 
-    /// Makes sure that a cut can roll the log without I/O. Called before the cut, while writes go on.
+    /// Whether a cut can roll the log without I/O.
+    pub(crate) fn is_prepared(&self) -> bool {
+        let tracker = self.lock();
+        tracker.mode != Mode::Logged || tracker.spare.is_some()
+    }
+
+    /// Makes sure of that. Called before the cut, while writes go on.
     pub(crate) fn prepare_cut(&self) -> Result<()> {
-        let needed = {
-            let tracker = self.lock();
-            tracker.mode == Mode::Logged && tracker.spare.is_none()
-        };
-        if needed { self.make_spare() } else { Ok(()) }
+        if self.is_prepared() { Ok(()) } else { self.make_spare() }
     }
 
     /// Waits until everything before `boundary` is on the backing, and lists it.
@@ -113,7 +123,7 @@ impl TrackedDisk {
             let mut tracker = self.lock();
             let frozen = tracker.frozen.take();
             // During a sync what the vault has counts only once the sync's point is committed.
-            if let (Some(sync), Some(frozen)) = (tracker.sync.as_mut(), frozen) {
+            if let (Some(sync), Some((_, frozen))) = (tracker.sync.as_mut(), frozen) {
                 sync.released.merge(frozen);
             }
             tracker.take_finished(last)
@@ -188,6 +198,10 @@ impl TrackedDisk {
     }
 }
 
+#[cfg(test)]
+mod losing;
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

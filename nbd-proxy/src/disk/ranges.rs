@@ -35,6 +35,11 @@ impl Ranges {
         self.held.retain(|(_, holder)| *holder != ticket);
     }
 
+    /// Everything being written now.
+    pub fn held(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.held.iter().map(|(range, _)| range)
+    }
+
     /// The ticket that the next admission will get: every earlier one is smaller.
     pub fn horizon(&self) -> Ticket {
         Ticket(self.next)

@@ -1,24 +1,31 @@
 //! Opening a disk: what is believed of what the last run left behind.
 //!
-//! After a crash the disk is the truth; opening never writes the backing. What the state file and the host say decides:
+//! After a crash the disk is the truth; opening never writes the backing. What the state file, the intent map and the host say decides:
 //!
 //! | left behind | means | so |
 //! |---|---|---|
-//! | nothing | a new disk | unlogged, whole sync |
-//! | clean, the image as it was left | log and backing are durable and agree | the log goes on |
+//! | nothing, or a note that it is void | a new disk, or tracking could not be recorded | unlogged, whole sync |
+//! | clean, the image as it was left | everything is durable and agrees | the log goes on; without one, the saved bitmap |
 //! | clean, another image | changed outside | new stretch, whole sync |
-//! | not clean, same boot, logged | the process died; the page cache has every acknowledged write, in log and backing | records past the applied mark are read back; the log goes on |
-//! | not clean, same boot, unlogged | the process died in an unlogged stretch and its bitmap with it | whole sync |
-//! | not clean, another boot | power loss: nothing of the log was synced, every record is void | new stretch, whole sync |
-//! | not clean, same boot, image changed later than the log | written to outside after the process died | new stretch, whole sync |
-//! | not clean, same boot, another image (inode, size) | replaced outside | new stretch, whole sync |
+//! | not clean, another image (inode, size), or changed later than the stamp allows | changed outside | new stretch, whole sync |
+//! | not clean, same boot and mount, logged | the process died; the page cache has every acknowledged write, in log and backing | records past the applied mark are read back; the log goes on |
+//! | not clean, same boot and mount, unlogged or in a partial sync | the process died and its bitmap with it | new stretch, marked regions |
+//! | not clean, another boot or mount | power loss: nothing of the log was synced, every record is void | new stretch, marked regions |
+//! | not clean, after a failed sync | the page cache may show what is not on the disk | it is dropped; new stretch, marked regions |
+//! | not clean, and the intent map is not kept or not readable | nothing tells where the disk may differ | new stretch, whole sync |
+//! | smaller than before | somebody cut it short | refused |
+//!
+//! *Marked regions*: every byte that may differ from any point the vault may hold under one of the state's `bases` lies in a region
+//! that the intent map marks: marks are durable before the first write, and go only when the vault has the region and the
+//! backing is synced.
 //!
 //! Reading back: a write that was in flight may be recorded and not on the backing, or half on it. Its record stays, and a
 //! record of what is really there follows it in a new log, before anyone is served. Replayed in order, the newest wins: the
 //! next point is what the disk is. Cuts that were out are forgotten; their segments join the next cut.
 //!
 //! Killed while opening: before the state file is written nothing has changed but new segments under the same stretch, which say
-//! what is on the backing and so are true in any order behind the old.
+//! what is on the backing and so are true in any order behind the old. The intent map is emptied, where it is, only after the state
+//! file says that it is not relied on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,14 +34,21 @@ use std::sync::{Condvar, Mutex};
 use uuid::Uuid;
 
 use super::TrackedDisk;
+use super::bitmap_file;
+use super::intent::file::IntentFile;
+use super::intent::{Intent, Marks, Regions};
+use super::mark::unix_now;
 use super::state::{DiskState, StateFile};
+use super::switch::{end_stretch, give_round_up};
 use super::tracker::{Mode, Syncing, Tracker};
-use crate::backing::{Access, Backing, Identity, RawDisk};
+use super::verdict::{Era, Verdict, judge};
+use super::void::Void;
+use crate::backing::{Access, Backing, RawDisk};
 use crate::bitmap::DirtyBitmap;
 use crate::log::SegmentWriter;
 use crate::log::folder::Folder;
 use crate::log::format::Header;
-use crate::tracking::{SegmentRef, SyncScope};
+use crate::tracking::SegmentRef;
 use crate::{Error, Kind, Result};
 
 /// The largest default for the log of one disk, in bytes.
@@ -42,9 +56,6 @@ const LOG_CEILING: u64 = 64 << 30;
 /// Segments are at most this long, so that a disk of any size holds little space idle.
 const SEGMENT_CEILING: u64 = 64 << 20;
 const SEGMENT_FLOOR: u64 = 2 << 20;
-/// How much later than its record a write may reach the disk, in seconds, before somebody else is suspected. Suspecting
-/// wrongly costs a resync.
-const SLACK: i64 = 5;
 
 /// What a disk is opened with.
 #[derive(Clone, Debug)]
@@ -85,87 +96,151 @@ impl TrackedDisk {
         boot: &str,
     ) -> Result<Self> {
         let dir = folder_of(machine, settings)?;
+        let size = backing.size();
         let (state_file, state) = StateFile::open(&dir.join("state"))?;
-        let limit = settings.log_limit.unwrap_or((backing.size() / 2).min(LOG_CEILING));
+        let id = state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
+        let (intent_file, marks) = IntentFile::open(&dir.join("intent"), id, size)?;
+        let void = if is_block_device(backing.path()) { None } else { Void::beside(backing.path()) };
+        let noted = void.as_ref().map(Void::read).transpose()?.flatten();
+        let limit = settings.log_limit.unwrap_or((size / 2).min(LOG_CEILING));
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
-        let fresh = state.is_none();
         let folder = Folder::open(&dir, segment_bytes)?;
-        let last_written = folder.last_written()?;
-        let verdict = match &state {
-            Some(state) => judge(state, backing.found(), boot, last_written),
-            None => Err("new disk".to_owned()),
-        };
+        let era = Era::now(boot, [backing.path(), &dir]);
+        let verdict = judge(state.as_ref(), noted, &*backing, &era, marks.as_ref())?;
         let (tracking, cause) = match (&verdict, &state) {
-            (Ok(()), Some(state)) => (state.tracking, state.cause.clone()),
-            (Err(cause), _) => (Uuid::new_v4(), cause.clone()),
-            (Ok(()), None) => (Uuid::new_v4(), String::new()),
+            (Verdict::GoOn, Some(state)) => (state.tracking, state.cause.clone()),
+            (Verdict::GoOn, None) => (Uuid::new_v4(), String::new()),
+            (Verdict::Compare(cause) | Verdict::Anew(cause), _) => (Uuid::new_v4(), cause.clone()),
         };
-        let tracker = Tracker::new(backing.size(), tracking, cause, segment_bytes, limit);
+        let nothing = Marks { regions: Regions::none(size), until: 0 };
+        let kept = marks.filter(|_| !matches!(verdict, Verdict::Anew(_)));
+        let intent = Intent::new(kept.unwrap_or(nothing));
+        let tracker = Tracker::new(size, tracking, cause, intent, segment_bytes, limit);
         let disk = Self {
             machine: machine.to_owned(),
             name: settings.name.clone(),
             folder,
             state: state_file,
-            id: state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk),
-            boot: boot.to_owned(),
+            intent: intent_file,
+            void,
+            id,
+            boot: era.boot,
+            mount: era.mount,
             log: Uuid::new_v4(),
             tracker: Mutex::new(tracker),
             changed: Condvar::new(),
             backing,
         };
-        match (verdict, state) {
-            (Ok(()), Some(state)) if state.logged => disk.resume_log(&state)?,
-            (Ok(()), _) => disk.folder.retire_all()?,
-            (Err(cause), _) => {
-                disk.folder.retire_all()?;
-                if !fresh {
-                    tracing::warn!(
-                        disk = disk.label(),
-                        cause,
-                        "tracking starts anew; the whole disk will be synced"
-                    );
-                }
-            }
-        }
-        // From here on the last run's "clean" no longer counts: durable before the first request.
+        disk.take_up(verdict, state)?;
+        // From here on the last run's "clean" no longer counts: durable before the first request. The map after the state: see above.
         let state = disk.state_of(&disk.lock());
         disk.state.write(&state)?;
+        let marks = disk.lock().intent.begin_save(unix_now());
+        if let Some(marks) = marks {
+            disk.intent.write(&marks)?;
+            disk.lock().intent.end_save(marks, true);
+        }
+        disk.void.as_ref().map_or(Ok(()), Void::lift)?;
         Ok(disk)
+    }
+
+    /// Goes on where the last run stopped, as far as the verdict allows.
+    fn take_up(&self, verdict: Verdict, state: Option<DiskState>) -> Result<()> {
+        match (verdict, state) {
+            (Verdict::GoOn, Some(state)) if state.logged => self.resume_log(&state),
+            (Verdict::GoOn, Some(state)) => {
+                self.folder.retire_all()?;
+                let saved =
+                    bitmap_file::load(&self.bitmap_path(), self.id, state.tracking, self.backing.size())?;
+                let mut tracker = self.lock();
+                tracker.bases = state.bases;
+                match saved {
+                    Some((dirty, suspect)) => (tracker.dirty, tracker.suspect) = (dirty, suspect),
+                    None => tracker.suspect_marked(),
+                }
+                Ok(())
+            }
+            (Verdict::Compare(cause), Some(state)) => {
+                self.folder.retire_all()?;
+                let mut tracker = self.lock();
+                tracker.bases = state.bases;
+                tracker.suspect_marked();
+                let bytes = tracker.dirty_bytes();
+                tracing::warn!(
+                    disk = self.label(),
+                    cause,
+                    bytes,
+                    "the marked regions will be compared with the vault"
+                );
+                Ok(())
+            }
+            (Verdict::Anew(cause), Some(_)) => {
+                tracing::warn!(
+                    disk = self.label(),
+                    cause,
+                    "tracking starts anew; the whole disk will be synced"
+                );
+                self.folder.retire_all()
+            }
+            _ => self.folder.retire_all(),
+        }
     }
 
     /// Makes everything durable and says so, after the last request. The next open goes on where this one stopped.
     pub(crate) fn close(&self) -> Result<()> {
         let on = self.backing.path();
-        self.backing.flush().map_err(|error| Error::io("sync the disk", on, error))?;
-        let (mut state, files) = {
-            let tracker = self.lock();
-            (self.state_of(&tracker), tracker.open_files())
-        };
+        self.sync_backing().map_err(|error| Error::io("sync the disk", on, error))?;
+        let mut tracker = self.lock_for_saving();
+        // What a partial sync has left to do is worth keeping; its log is not.
+        let partial = tracker.sync.as_ref().is_some_and(|sync| sync.copy.is_some());
+        if (partial && tracker.mode == Mode::Logged) || tracker.mode == Mode::Starting {
+            let cause = tracker.cause.clone();
+            end_stretch(&mut tracker, &cause);
+            tracker.mode = Mode::Unlogged;
+        }
+        if tracker.mode == Mode::Unlogged {
+            give_round_up(&mut tracker);
+        }
+        let mut state = self.state_of(&tracker);
+        let unlogged = (!state.logged).then(|| (tracker.dirty.clone(), tracker.suspect));
+        let files = tracker.open_files();
+        let finished = tracker.all_finished();
+        self.unlock(tracker);
         for (file, applied) in files {
             let sync = |error| Error::io("sync the segment", file.path(), error);
             file.mark_applied(applied).map_err(sync)?;
             file.sync().map_err(sync)?;
         }
-        let finished = self.lock().all_finished();
         for segment in finished {
             let sync = |error| Error::io("sync the segment", &segment.path, error);
             fs::File::open(&segment.path).and_then(|file| file.sync_data()).map_err(sync)?;
         }
+        if let Some((dirty, suspect)) = unlogged {
+            bitmap_file::save(&self.bitmap_path(), self.id, state.tracking, &dirty, suspect)?;
+        }
         self.folder.sync()?;
-        // A dirty sync's bitmap is in memory only; an unlogged stretch's as well: only a complete log is worth a clean mark.
-        state.clean = state.logged && state.sync != Some(SyncScope::Dirty);
+        state.clean = true;
         state.image = self.backing.identity()?;
         self.state.write(&state)
+    }
+
+    fn bitmap_path(&self) -> PathBuf {
+        self.folder.path().join("bitmap")
     }
 
     fn resume_log(&self, state: &DiskState) -> Result<()> {
         let found = match self.read_log(state) {
             Ok(found) => found,
             Err(error) if error.kind == Kind::Corrupt => {
-                tracing::warn!(disk = self.label(), %error, "the change log is damaged; the whole disk will be synced");
-                let mut tracker = self.lock();
-                tracker.tracking = Uuid::new_v4();
-                tracker.cause = format!("change log damaged: {error}");
+                tracing::warn!(disk = self.label(), %error, "the change log is damaged; the marked regions will be compared with the vault");
+                {
+                    // What the log would have told lies in the marked regions, like everything that the vault may lack.
+                    let mut tracker = self.lock();
+                    tracker.tracking = Uuid::new_v4();
+                    tracker.cause = format!("change log damaged: {error}");
+                    tracker.bases.clone_from(&state.bases);
+                    tracker.suspect_marked();
+                }
                 return self.folder.retire_all();
             }
             Err(error) => return Err(error),
@@ -260,27 +335,6 @@ impl TrackedDisk {
         let header = Header { log: self.log, segment, disk: self.id, tracking, size: self.backing.size() };
         self.folder.create(header).map(SegmentWriter::over)
     }
-}
-
-/// Whether the last run's log, last written to at `last_written`, still leads to what the disk is now; if not, why.
-fn judge(state: &DiskState, now: &Identity, boot: &str, last_written: i64) -> Result<(), String> {
-    if state.clean {
-        return if state.image == *now { Ok(()) } else { Err("image changed outside Lifeboat".to_owned()) };
-    }
-    if !state.image.is_same_file(now) {
-        return Err("image replaced or resized outside Lifeboat".to_owned());
-    }
-    if state.boot != boot {
-        return Err("the host lost power or was reset while the disk was open".to_owned());
-    }
-    // A record is appended before its write, so the disk cannot have changed much later than the log.
-    if state.logged && now.changed_after(last_written + SLACK) {
-        return Err("image changed outside Lifeboat after the proxy died".to_owned());
-    }
-    if state.sync == Some(SyncScope::Dirty) {
-        return Err("the proxy died during a catch-up".to_owned());
-    }
-    Ok(())
 }
 
 /// Sorted, and joined where they touch: a hot block is read back once.

@@ -39,10 +39,18 @@ pub struct DiskState {
     pub logged: bool,
     /// The sync that is under way.
     pub sync: Option<SyncScope>,
+    /// The ids under which the vault may be exact, and from which the intent map names every difference after a crash.
+    pub bases: Vec<Uuid>,
     /// Why the disk is, or was last, not exact.
     pub cause: String,
+    /// The intent map is kept: every region that may differ is marked there.
+    pub intent: bool,
+    /// A sync of the backing has failed: what the page cache shows may not be on the disk.
+    pub sync_failed: bool,
     /// The host's boot in which this was written.
     pub boot: String,
+    /// The mounts that image and log were on: another mount has another page cache. Empty if the kernel does not number them.
+    pub mount: String,
     /// The backing as it was found at the open, or left at a clean close.
     pub image: Identity,
     /// Closed in good order: log and backing are durable and `image` is exact.

@@ -9,7 +9,8 @@
 //!
 //! Stopping. The state file says `logged: false` under a *new* tracking id before the first unlogged write reaches the
 //! backing. Killed before that: the old log is complete, and still counts. Killed after: the next open knows that records do not
-//! tell the whole story, and the vault gets the disk anew.
+//! tell the whole story, and the marked regions are compared with the vault. If the state file cannot be written, a note beside the
+//! image says that it is void; if that cannot be written either, writes fail rather than be missed.
 //!
 //! Starting. Log on, so every write admitted from here has a record; wait until every write admitted without one is
 //! through and has marked its blocks; freeze the bitmap: it names all that has no record. Only then does the
@@ -30,8 +31,10 @@ use std::sync::MutexGuard;
 use uuid::Uuid;
 
 use super::TrackedDisk;
+use super::intent::Trust;
 use super::state::DiskState;
 use super::tracker::{Mode, Syncing, Tracker};
+use super::void::Void;
 use crate::bitmap::DirtyBitmap;
 use crate::device::Extent;
 use crate::log::format::MAX_DATA;
@@ -45,10 +48,10 @@ impl TrackedDisk {
     /// Stops logging for `cause` and makes that durable. Returns when writes may go on without records.
     ///
     /// # Errors
-    /// The state file could not be written: then no write may go on.
+    /// It could be written neither to the state file nor beside the image: then no write may go on.
     pub(super) fn stop_logging(&self, cause: &str) -> io::Result<()> {
         let mut tracker = self.lock_for_saving();
-        if tracker.mode == Mode::Unlogged {
+        if tracker.mode == Mode::Unlogged && tracker.intent.trust() != Trust::Lost {
             return Ok(());
         }
         if matches!(tracker.mode, Mode::Logged | Mode::Starting) {
@@ -59,10 +62,13 @@ impl TrackedDisk {
         let cause = tracker.cause.clone();
         // Those who wait for an earlier record of the dropped log need wait no longer.
         self.unlock(tracker);
-        let saved = self.state.write(&state);
+        let saved = self.state.write(&state).or_else(|error| self.void(&error));
         let mut tracker = self.lock();
         tracker.saving = false;
         tracker.mode = if saved.is_ok() { Mode::Unlogged } else { Mode::Broken };
+        if saved.is_ok() && tracker.intent.trust() == Trust::Lost {
+            tracker.intent.set_trust(Trust::Forgone);
+        }
         let leftover = if saved.is_ok() { std::mem::take(&mut tracker.leftover) } else { Vec::new() };
         self.unlock(tracker);
         if let Err(error) = saved {
@@ -79,9 +85,17 @@ impl TrackedDisk {
         Ok(())
     }
 
+    /// The state cannot be written: says beside the image that it is void, which the next open reads first.
+    fn void(&self, why: &Error) -> Result<()> {
+        let void = self.void.as_ref().ok_or_else(|| Error::new(why.kind, &why.object, &why.message))?;
+        tracing::error!(disk = self.label(), error = %why, "tracking cannot be recorded; that is noted beside the image");
+        void.declare(&why.to_string())
+    }
+
     /// See [`crate::machine::Machine::begin_sync`].
     pub(crate) fn begin_sync(&self, known: Option<Uuid>) -> Result<Sync> {
         self.forget_rounds();
+        self.restore_intent();
         self.start_logging(known, None)?;
         let mut tracker = self.lock_for_saving();
         if tracker.mode != Mode::Logged {
@@ -104,6 +118,7 @@ impl TrackedDisk {
 
     /// See [`crate::machine::Machine::next_round`].
     pub(crate) fn next_round(&self, known: Option<Uuid>, have: Round, logged: bool) -> Result<Sync> {
+        self.restore_intent();
         let mut tracker = self.lock_for_saving();
         let current = tracker.sync.as_ref().map(|sync| (sync.round, sync.before));
         match current {
@@ -115,7 +130,7 @@ impl TrackedDisk {
                 } else {
                     let written = tracker.dirty.freeze();
                     // What the vault had is no base for what is left.
-                    tracker.base = None;
+                    (tracker.bases, tracker.suspect) = (Vec::new(), false);
                     tracker.sync = tracker.sync.take().map(|sync| sync.next(written, self.backing.size()));
                 }
             }
@@ -137,6 +152,7 @@ impl TrackedDisk {
         };
         let (scope, round, follows) = (*scope, *round, *before);
         let state = self.take_turn(&mut tracker);
+        let whole = tracker.sync.as_ref().is_none_or(|sync| sync.scope == SyncScope::Whole);
         let sync = Sync {
             tracking: tracker.tracking,
             scope,
@@ -148,17 +164,20 @@ impl TrackedDisk {
         };
         self.unlock(tracker);
         self.save(&state)?;
+        self.void.as_ref().map_or(Ok(()), Void::lift)?;
+        // What was written before we looked may be in the page cache only: a copy of it must not outlive it unmarked.
+        if whole && self.sync_backing().is_err() {
+            self.mark_all().map_err(|error| Error::io("mark all regions of", self.backing.path(), error))?;
+        }
         tracing::info!(disk = self.label(), scope = ?sync.scope, cause = sync.cause, logged = sync.logged, "sync");
         Ok(sync)
     }
 
-    /// Whoever begins anew has given up the round that was to go on without a log: what it named differs still.
+    /// Whoever begins anew has given up the round that was to go on without a log.
     fn forget_rounds(&self) {
         let mut tracker = self.lock_for_saving();
-        if tracker.mode == Mode::Unlogged
-            && let Some(sync) = tracker.sync.take()
-        {
-            tracker.dirty.merge(sync.copy.unwrap_or_else(|| DirtyBitmap::new(self.backing.size())));
+        if tracker.mode == Mode::Unlogged {
+            give_round_up(&mut tracker);
         }
         self.unlock(tracker);
     }
@@ -252,11 +271,13 @@ impl TrackedDisk {
             return Err(self.not_logged(&tracker));
         }
         let (unrecorded, size) = (tracker.dirty.freeze(), self.backing.size());
-        let base = tracker.base.take().filter(|base| Some(*base) == known);
+        let base = std::mem::take(&mut tracker.bases).into_iter().find(|base| Some(*base) == known);
         let last = tracker.sync.take().filter(|sync| Some(sync.round) == complete);
+        let partial = if tracker.suspect { SyncScope::Marked } else { SyncScope::Dirty };
+        tracker.suspect = false;
         tracker.sync = Some(match (last, base) {
             (Some(last), _) => last.next(unrecorded, size),
-            (None, Some(_)) => Syncing::new(SyncScope::Dirty, base, Some(unrecorded), size),
+            (None, Some(_)) => Syncing::new(partial, base, Some(unrecorded), size),
             (None, None) => Syncing::new(SyncScope::Whole, None, None, size),
         });
         tracker.mode = Mode::Logged;
@@ -273,7 +294,7 @@ impl TrackedDisk {
     }
 
     /// The tracker, when nobody is writing the state file.
-    fn lock_for_saving(&self) -> MutexGuard<'_, Tracker> {
+    pub(super) fn lock_for_saving(&self) -> MutexGuard<'_, Tracker> {
         let mut tracker = self.lock();
         while tracker.saving {
             tracker = self.wait(tracker);
@@ -282,12 +303,12 @@ impl TrackedDisk {
     }
 
     /// Takes the turn to write the state file, and what is to be written.
-    fn take_turn(&self, tracker: &mut Tracker) -> DiskState {
+    pub(super) fn take_turn(&self, tracker: &mut Tracker) -> DiskState {
         tracker.saving = true;
         self.state_of(tracker)
     }
 
-    fn save(&self, state: &DiskState) -> Result<()> {
+    pub(super) fn save(&self, state: &DiskState) -> Result<()> {
         let saved = self.state.write(state);
         let mut tracker = self.lock();
         tracker.saving = false;
@@ -302,28 +323,53 @@ impl TrackedDisk {
             tracking: tracker.tracking,
             logged: tracker.mode == Mode::Logged,
             sync: tracker.sync.as_ref().map(|sync| sync.scope),
+            bases: bases_of(tracker),
             cause: tracker.cause.clone(),
+            intent: tracker.intent.trust() == Trust::Kept,
+            sync_failed: tracker.intent.sync_failed(),
             boot: self.boot.clone(),
+            mount: self.mount.clone(),
             image: self.backing.found().clone(),
             clean: false,
         }
     }
 }
 
+/// The ids under which the vault may be exact, and from which the intent map names every difference after a crash.
+pub(super) fn bases_of(tracker: &Tracker) -> Vec<Uuid> {
+    match (&tracker.mode, &tracker.sync) {
+        (Mode::Logged, Some(sync)) => sync.base.into_iter().chain([tracker.tracking]).collect(),
+        (Mode::Logged, None) => vec![tracker.tracking],
+        _ => tracker.bases.clone(),
+    }
+}
+
+/// Of a stretch that has ended: what its sync's round named differs still, for all that is known.
+pub(super) fn give_round_up(tracker: &mut Tracker) {
+    let Some(sync) = tracker.sync.take() else { return };
+    if let Some(copy) = sync.copy {
+        tracker.dirty.merge(copy);
+        tracker.suspect = sync.scope == SyncScope::Marked;
+    }
+}
+
 /// Ends the stretch of records: a new tracking id, and a bitmap that names every difference from what the vault has under
-/// the old one, or from what the round of the sync under way copies, as far as that can be told.
-fn end_stretch(tracker: &mut Tracker, cause: &str) {
+/// the old one, or from what the round of the sync under way copies, as far as that can be told. What is in flight is among
+/// them: its record is gone.
+pub(super) fn end_stretch(tracker: &mut Tracker, cause: &str) {
     tracker.merge_back();
-    tracker.base = match &mut tracker.sync {
+    tracker.mark_in_flight();
+    match &mut tracker.sync {
         // Nothing of this stretch was ever shipped: the one before still counts.
-        None if tracker.mode == Mode::Starting => tracker.base,
-        None => Some(tracker.tracking),
-        // Its round may go on: the bitmap has what was written since it began, and what it copies stays with it.
+        _ if tracker.mode == Mode::Starting => {}
+        None => (tracker.bases, tracker.suspect) = (vec![tracker.tracking], false),
+        // Its round may go on: the bitmap has what was written since it began, and what it copies stays with it. Whether the vault
+        // has the sync's point is not known here. If it has, only later writes differ from it.
         Some(sync) => {
             tracker.dirty.merge(sync.released.freeze());
-            sync.base
+            tracker.bases = sync.base.into_iter().chain([tracker.tracking]).collect();
         }
-    };
+    }
     tracker.tracking = Uuid::new_v4();
     cause.clone_into(&mut tracker.cause);
     tracker.drop_log();

@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
-use super::DiskSettings;
+use super::ranges::Ticket;
+use super::tracker::{Reservation, Reserve};
+use super::{DiskSettings, TrackedDisk};
 use crate::Result;
 use crate::backing::{Access, Backing, Identity, RawDisk};
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
 use crate::log::SegmentReader;
+use crate::log::segment::Entry;
 use crate::machine::{Machine, MachineSettings};
 use crate::tracking::{CutDisk, SyncScope};
 
@@ -43,6 +46,64 @@ pub fn contents(dir: &Path, name: &str) -> Vec<u8> {
     std::fs::read(dir.join(format!("{name}.img"))).unwrap()
 }
 
+/// How far a cycle gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nothing is committed: what was uploaded is given up.
+    Abandoned,
+    /// The point is committed, and the proxy does not hear of it.
+    Committed,
+    /// The proxy is told.
+    Told,
+}
+
+impl TrackedDisk {
+    /// The first half of a write: it has its room and its record, and nothing of it is on the backing.
+    pub fn begin_write(&self, offset: u64, data: &[u8]) -> HalfWritten {
+        let range = offset..offset + data.len() as u64;
+        let entry = [Entry { offset, len: data.len() as u64, data: Some(data) }];
+        loop {
+            let mut tracker = self.lock();
+            if let Reserve::Ready(room) = tracker.reserve(1, entry[0].record_bytes()) {
+                let ticket = tracker.ranges.take(std::iter::once(range.clone()));
+                drop(tracker);
+                room.file.append(room.at, room.first, &entry).unwrap();
+                self.lock().appended(&room);
+                return HalfWritten { room, ticket, offset, data: data.to_vec() };
+            }
+            drop(tracker);
+            self.make_spare().unwrap();
+        }
+    }
+
+    /// The second half: on the backing, marked, answered.
+    pub fn end_write(&self, half: HalfWritten) {
+        let HalfWritten { room, ticket, offset, data } = half;
+        let mut results = Vec::new();
+        self.backing.write_batch(&[Write { offset, data: &data, fua: false }], &mut results);
+        results.pop().unwrap().unwrap();
+        let mut tracker = self.lock();
+        tracker.mark(std::iter::once(offset..offset + data.len() as u64));
+        tracker.applied(&room);
+        tracker.done(&room);
+        tracker.ranges.release(ticket);
+        self.unlock(tracker);
+    }
+
+    /// Drops the log, as a failed append does.
+    pub fn lose_log(&self, cause: &str) {
+        self.stop_logging(cause).unwrap();
+    }
+}
+
+/// A write that stands between its record and the backing.
+pub struct HalfWritten {
+    room: Reservation,
+    ticket: Ticket,
+    offset: u64,
+    data: Vec<u8>,
+}
+
 /// What a vault would hold: the disks, built from copies and records alone.
 #[derive(Debug, Default)]
 pub struct Replica {
@@ -55,11 +116,20 @@ pub struct Replica {
 impl Replica {
     /// Brings every disk that is not exact up by a sync, then cuts and applies. Returns the scopes of the syncs.
     pub fn cycle(&mut self, machine: &Machine) -> Result<Vec<SyncScope>> {
+        self.cycle_until(machine, End::Told)
+    }
+
+    /// The same, ending where the uploader may die.
+    pub fn cycle_until(&mut self, machine: &Machine, end: End) -> Result<Vec<SyncScope>> {
+        let before = (self.disks.clone(), self.known.clone());
         let mut scopes = Vec::new();
         let mut ended = Vec::new();
         for disk in machine.info().disks {
             let known = self.known.get(&disk.name).copied();
-            if disk.logged && !disk.syncing && known == Some(disk.tracking) {
+            if disk.logged && known == Some(disk.tracking) {
+                if disk.syncing {
+                    machine.end_sync(&disk.name, disk.tracking)?;
+                }
                 continue;
             }
             let sync = machine.begin_sync(&disk.name, known)?;
@@ -71,9 +141,22 @@ impl Replica {
         for disk in &cut.disks {
             self.apply(disk)?;
         }
+        if end == End::Abandoned {
+            // Within a sync a cut is released as soon as it is uploaded, whatever becomes of the sync.
+            if !scopes.is_empty() {
+                machine.release(cut.id)?;
+            }
+            (self.disks, self.known) = before;
+            return Ok(scopes);
+        }
+        for (disk, tracking) in &ended {
+            self.known.insert(disk.clone(), *tracking);
+        }
+        if end == End::Committed {
+            return Ok(scopes);
+        }
         for (disk, tracking) in ended {
             machine.end_sync(&disk, tracking)?;
-            self.known.insert(disk, tracking);
         }
         machine.release(cut.id)?;
         Ok(scopes)
@@ -167,7 +250,7 @@ impl FailingDisk {
             None => Some(5),
             Some(log) => {
                 let mut files = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().file_name());
-                files.any(|name| !name.eq("state")).then_some(28)
+                files.any(|name| !name.eq("state") && !name.eq("intent")).then_some(28)
             }
         }
     }
@@ -182,6 +265,9 @@ impl Backing for FailingDisk {
     }
     fn identity(&self) -> Result<Identity> {
         self.inner.identity()
+    }
+    fn drop_cache(&self) {
+        self.inner.drop_cache();
     }
 }
 

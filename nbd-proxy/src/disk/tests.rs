@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::TrackedDisk;
+use super::intent::Marks;
+use super::mark::unix_now;
 use super::testing::{FailingDisk, Replica, contents, machine, settings, write};
 use crate::device::{BlockDevice, Write, ZeroMode};
 use crate::machine::Machine;
@@ -198,7 +200,7 @@ fn a_lost_log_is_a_new_stretch() {
     std::fs::write(path, bytes).unwrap();
     let running = Machine::open_in(&settings, BOOT).unwrap();
     assert_ne!(running.info().disks[0].tracking, before);
-    assert_eq!(replica.cycle(&running).unwrap(), [SyncScope::Whole]);
+    assert_eq!(replica.cycle(&running).unwrap(), [SyncScope::Marked], "what it told lies in marked regions");
     assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
 }
 
@@ -210,6 +212,9 @@ fn a_log_that_cannot_be_recorded_as_broken_fails_the_write() {
     Replica::default().cycle(&machine).unwrap();
     let disk = machine.disk("d").unwrap();
     disk.state.refuse(true);
+    // Nor can it be noted beside the image.
+    let note = dir.path().join(".d.img.lifeboat-void");
+    std::fs::create_dir(&note).unwrap();
     assert!(disk.stop_logging("the test says so").is_err());
     let before = contents(dir.path(), "d");
     assert!(write(&**disk, 0, &[1; 4096]).is_err());
@@ -280,13 +285,11 @@ fn writes_outside_after_a_kill_are_noticed() {
     let mut replica = Replica::default();
     replica.cycle(&running).unwrap();
     write(&**running.disk("d").unwrap(), 0, &[1; 4096]).unwrap();
-    drop(running);
     // The proxy died a minute ago; then somebody wrote to the image.
-    let log = dir.path().join("lifeboat-logs/m/d");
-    for entry in std::fs::read_dir(log).unwrap() {
-        let file = std::fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
-        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60)).unwrap();
-    }
+    let disk = running.disk("d").unwrap();
+    let regions = disk.lock().intent.marked().clone();
+    disk.intent.write(&Marks { regions, until: unix_now() - 60 }).unwrap();
+    drop(running);
     let image = std::fs::File::options().write(true).open(dir.path().join("d.img")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&image, b"outside", 500_000).unwrap();
     let running = Machine::open_in(&settings, BOOT).unwrap();

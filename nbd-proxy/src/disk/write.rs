@@ -1,7 +1,8 @@
 //! The tracked write. The order of its steps is the product:
 //!
-//! 1. *Admit*: wait for overlapping writes in flight and for a change of mode; take the ranges and room for the records,
-//!    in one critical section, so that log order and disk order agree.
+//! 1. *Admit*: wait for overlapping writes in flight and for a change of mode; make the regions' intent durable if it is not;
+//!    take the ranges and room for the records, in one critical section with the look at the intent, so that log order and
+//!    disk order agree and no mark is cleared in between.
 //! 2. *Append* the records of the whole batch with one vectored write, then wait until every earlier record of the segment
 //!    is complete: a reader of the log stops at the first incomplete one, so nothing behind a gap may reach the backing.
 //! 3. *Write* the backing. A write that it refuses is corrected: what is really there is read back and appended to the
@@ -18,8 +19,10 @@ use std::io;
 use std::ops::Range;
 
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use super::TrackedDisk;
+use super::mark::unix_now;
 use super::ranges::Ticket;
 use super::tracker::{Mode, Reservation, Reserve};
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
@@ -83,7 +86,7 @@ impl BlockDevice for TrackedDisk {
 
     fn flush(&self) -> io::Result<()> {
         // The backing only: the log is not synced on the guest's path (it is void after a power loss anyway).
-        self.backing.flush()
+        self.sync_backing()
     }
 
     fn extents(&self, offset: u64, len: u64, out: &mut Vec<Extent>) -> io::Result<()> {
@@ -92,6 +95,20 @@ impl BlockDevice for TrackedDisk {
 
     fn cache(&self, offset: u64, len: u64) -> io::Result<()> {
         self.backing.cache(offset, len)
+    }
+
+    fn cut_out(&self) -> Option<Uuid> {
+        self.lock().frozen.as_ref().map(|(cut, _)| *cut)
+    }
+
+    fn next_change(&self, cut: Uuid, from: u64) -> io::Result<Option<Range<u64>>> {
+        let tracker = self.lock();
+        match &tracker.frozen {
+            Some((out, blocks)) if *out == cut => {
+                Ok(blocks.next_run(from).map(|(start, len)| start..start + len))
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the cut {cut} is not out"))),
+        }
     }
 }
 
@@ -161,14 +178,19 @@ impl TrackedDisk {
                 tracker = self.wait(tracker);
                 continue;
             }
-            if tracker.mode == Mode::Unlogged {
-                return Ok(Admission { ticket: tracker.ranges.take(ranges.iter().cloned()), log: None });
-            }
             if tracker.mode == Mode::Broken {
                 self.unlock(tracker);
                 self.stop_logging("")?;
                 tracker = self.lock();
                 continue;
+            }
+            let now = unix_now();
+            if !tracker.intent.allows(ranges.iter().cloned(), now) {
+                tracker = self.mark_intent(tracker, ranges, now)?;
+                continue;
+            }
+            if tracker.mode == Mode::Unlogged {
+                return Ok(Admission { ticket: tracker.ranges.take(ranges.iter().cloned()), log: None });
             }
             let stop = match tracker.reserve(entries.len() as u64, bytes) {
                 Reserve::Ready(reservation) => {

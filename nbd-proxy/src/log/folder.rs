@@ -44,6 +44,11 @@ impl Folder {
         Ok(Self { dir: dir.to_owned(), segment_bytes, blanks: Mutex::new(blanks) })
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
     /// Space preallocated for a segment, in bytes.
     pub fn segment_bytes(&self) -> u64 {
         self.segment_bytes
@@ -114,16 +119,6 @@ impl Folder {
     /// Whether the log's space is taken from the file system that `path` is on.
     pub fn shares_space_with(&self, path: &Path) -> bool {
         matches!((fs::metadata(&self.dir), fs::metadata(path)), (Ok(dir), Ok(other)) if dir.dev() == other.dev())
-    }
-
-    /// When the newest file of the folder was last written to, in seconds of the Unix epoch.
-    pub fn last_written(&self) -> Result<i64> {
-        let mut newest = 0;
-        for (_, path) in list(&self.dir)? {
-            let meta = fs::metadata(&path).map_err(|error| Error::io("look at the segment", &path, error))?;
-            newest = newest.max(meta.mtime());
-        }
-        Ok(newest)
     }
 
     /// Ends the life of one segment. Call it for the oldest first.

@@ -1,10 +1,13 @@
 //! The cut over several disks is one instant.
 
+mod interleavings;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Machine;
 use crate::device::BlockDevice;
 use crate::disk::testing::{Replica, contents, machine, write};
+use crate::log::SegmentReader;
 
 const SIZE: u64 = 1 << 20;
 
@@ -55,6 +58,53 @@ fn no_cut_has_a_write_without_what_it_depended_on() {
     for disk in ["a", "b"] {
         assert_eq!(replica.disks[disk], contents(dir.path(), disk));
     }
+}
+
+/// What a third party reads of a cut names every record in it, those included whose writes were under way.
+#[test]
+fn the_changes_of_a_cut_hold_what_was_in_flight_at_its_instant() {
+    const LARGE: u64 = 16 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::open_in(&machine(dir.path(), &["d"], LARGE), "boot").unwrap();
+    Replica::default().cycle(&machine).unwrap();
+    let disk = machine.disk("d").unwrap();
+    let stop = AtomicBool::new(false);
+    let records = std::thread::scope(|scope| {
+        for lane in 0..4_u64 {
+            let (disk, stop) = (disk, &stop);
+            scope.spawn(move || {
+                // Blocks that come again only much later: what one cut misses, no later write of its interval marks.
+                for number in 0.. {
+                    let block = (number * 4 + lane) % (LARGE / 4096);
+                    write(&**disk, block * 4096, &[7; 512]).unwrap();
+                    if stop.load(Ordering::SeqCst) {
+                        return;
+                    }
+                }
+            });
+        }
+        let (mut records, mut missing) = (0, Vec::new());
+        for _ in 0..300 {
+            let cut = machine.cut().unwrap();
+            for segment in &cut.disks[0].segments {
+                let mut reader = SegmentReader::open(segment).unwrap();
+                while let Some(record) = reader.next_record().unwrap() {
+                    let change = disk.next_change(cut.id, record.offset).unwrap();
+                    missing.extend(
+                        (!change.is_some_and(|it| it.contains(&record.offset))).then_some(record.offset),
+                    );
+                    records += 1;
+                }
+            }
+            machine.release(cut.id).unwrap();
+            let over = disk.cut_out().is_none() && disk.next_change(cut.id, 0).is_err();
+            missing.extend((!over).then_some(u64::MAX));
+        }
+        stop.store(true, Ordering::SeqCst);
+        assert!(missing.is_empty(), "writes of a cut that are not among its changes: {missing:?}");
+        records
+    });
+    assert!(records > 1000, "{records} records");
 }
 
 #[test]

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use super::negotiate::{ExportInfo, Negotiation, Step};
-use super::wire;
-use super::{RawRequest, Request, reply};
+use uuid::Uuid;
+
+use super::negotiate::{Negotiation, Step, Tls};
+use super::{Contexts, ExportInfo, Framing, Negotiated, RawRequest, Request, reply, wire};
 use crate::device::Capabilities;
 
 /// Size of the exports that the entry points serve.
 pub const EXPORT_SIZE: u64 = 1 << 30;
+
+/// The cut that is out for one of them.
+pub const CUT: Uuid = Uuid::from_u128(0x1234_5678);
 
 fn exports() -> Arc<[ExportInfo]> {
     let capabilities = Capabilities {
@@ -18,21 +22,23 @@ fn exports() -> Arc<[ExportInfo]> {
         rotational: false,
         preferred_block: 4096,
     };
-    let export = |name: &str, capabilities| ExportInfo {
+    let export = |name: &str, cut, capabilities| ExportInfo {
         name: name.into(),
         description: "fuzzed".into(),
         size: EXPORT_SIZE,
         capabilities,
+        cut,
     };
     let read_only = Capabilities { read_only: true, trim: false, ..capabilities };
-    Arc::from([export("a", capabilities), export("b", read_only)])
+    Arc::from([export("a", Some(CUT), capabilities), export("b", None, read_only)])
 }
 
 /// Feeds `input` to a handshake as one piece; returns how the handshake ended, and all that was answered.
 ///
-/// Every step takes no more than there is, moves on, and answers little.
-pub fn negotiation(input: &[u8]) -> (Step, Vec<u8>) {
-    let mut negotiation = Negotiation::new(exports());
+/// Every step takes no more than there is, moves on, and answers little. Where TLS is required, no export is chosen before
+/// it has begun.
+pub fn negotiation(input: &[u8], tls: Tls) -> (Step, Vec<u8>) {
+    let mut negotiation = Negotiation::new(exports(), tls);
     let mut out = Vec::new();
     let mut at = 0;
     loop {
@@ -41,13 +47,16 @@ pub fn negotiation(input: &[u8]) -> (Step, Vec<u8>) {
         let step = negotiation.step(rest, &mut out);
         assert!(out.len() - before <= 1024, "an answer is bounded");
         match step {
-            Step::Used(used) => {
+            Step::Used(used) | Step::StartTls(used) => {
                 assert!(used > 0 && used <= rest.len(), "a step moves on, within its input");
                 at += used;
             }
             Step::Go(used, chosen) => {
                 assert!(used <= rest.len() && chosen.export < 2, "the choice is one of those offered");
-                assert!(!chosen.allocation || chosen.structured, "contexts need structured replies");
+                let simple = chosen.framing == Framing::Simple;
+                assert!(!simple || chosen.contexts.is_empty(), "contexts need structured replies");
+                let secure = tls != Tls::Required || starts_tls(input);
+                assert!(secure, "nothing is chosen in the clear where TLS is required");
                 return (step, out);
             }
             Step::More | Step::Close | Step::Drop(_) => return (step, out),
@@ -55,56 +64,73 @@ pub fn negotiation(input: &[u8]) -> (Step, Vec<u8>) {
     }
 }
 
+fn starts_tls(input: &[u8]) -> bool {
+    let option = [&wire::OPTION_MAGIC.to_be_bytes()[..], &wire::opt::STARTTLS.to_be_bytes()].concat();
+    input.windows(option.len()).any(|window| window == option)
+}
+
 /// Takes `input` as a stream of requests behind every outcome of a handshake, and asserts that what passes the gate
 /// lies within the device and what was advertised.
 pub fn transmission(input: &[u8]) {
     for (export, info) in exports().iter().enumerate() {
-        for structured in [false, true] {
-            let session = super::Negotiated {
-                export,
-                size: info.size,
-                flags: info.flags(structured),
-                structured,
-                allocation: structured,
+        for framing in [Framing::Simple, Framing::Structured, Framing::Extended] {
+            let contexts = match framing {
+                Framing::Simple => Contexts::default(),
+                Framing::Structured | Framing::Extended => info.contexts(),
             };
-            for header in input.chunks(wire::REQUEST_LEN).filter_map(<[u8]>::first_chunk) {
+            let session =
+                Negotiated { export, size: info.size, flags: info.flags(framing), framing, contexts };
+            for header in input.chunks_exact(framing.request_len()) {
                 // Fuzzers seldom guess a magic number: every header is tried with the right one as well.
-                let mut known = *header;
-                known[..4].copy_from_slice(&wire::REQUEST_MAGIC.to_be_bytes());
-                for raw in [RawRequest::parse(header), RawRequest::parse(&known)].into_iter().flatten() {
-                    request(&raw, &session);
+                let magic = match framing {
+                    Framing::Extended => wire::EXTENDED_REQUEST_MAGIC,
+                    Framing::Simple | Framing::Structured => wire::REQUEST_MAGIC,
+                };
+                let mut known = header.to_vec();
+                known[..4].copy_from_slice(&magic.to_be_bytes());
+                for raw in [RawRequest::parse(header, framing), RawRequest::parse(&known, framing)] {
+                    raw.into_iter().for_each(|raw| request(&raw, &session, input));
                 }
             }
         }
     }
 }
 
-fn request(raw: &RawRequest, session: &super::Negotiated) {
-    assert_eq!(RawRequest::parse(&raw.encode()), Ok(*raw), "a header survives encoding");
+/// `payload` is anything: what follows the header may be as long as it says, or not.
+fn request(raw: &RawRequest, session: &Negotiated, payload: &[u8]) {
+    let framing = session.framing;
+    assert_eq!(RawRequest::parse(&raw.encode(framing), framing), Ok(*raw), "a header survives encoding");
     let read_only = session.flags & wire::tflag::READ_ONLY != 0;
-    let (offset, len, changes) = match raw.validate(session) {
+    let announced = usize::try_from(raw.payload(framing)).unwrap_or(usize::MAX);
+    let payload = payload.get(..announced).unwrap_or(payload);
+    let (offset, len, changes) = match raw.validate(session, payload) {
         Ok(Request::Read { offset, len, .. }) => {
             assert!(len <= wire::MAX_PAYLOAD, "reads are bounded");
-            (offset, len, false)
+            (offset, u64::from(len), false)
         }
         Ok(Request::Write { offset, len, .. }) => {
-            assert!(len <= wire::MAX_PAYLOAD && len == raw.payload(), "writes are bounded");
-            (offset, len, true)
+            let whole = u64::from(len) == raw.payload(framing);
+            assert!(len <= wire::MAX_PAYLOAD && whole, "writes are bounded");
+            (offset, u64::from(len), true)
         }
         Ok(Request::Trim { offset, len, .. } | Request::Zero { offset, len, .. }) => (offset, len, true),
         Ok(Request::Cache { offset, len }) => (offset, len, false),
-        Ok(Request::BlockStatus { offset, len, .. }) => {
-            assert!(len > 0 && session.allocation, "block status needs a context and a range");
+        Ok(Request::BlockStatus { offset, len, contexts, .. }) => {
+            assert!(len > 0 && !contexts.is_empty(), "block status needs a context and a range");
+            let all = session.contexts;
+            let selected = contexts.allocation <= all.allocation
+                && (contexts.changes.is_none() || contexts.changes == all.changes);
+            assert!(selected, "a context that was not selected is never told");
             (offset, len, false)
         }
         Ok(Request::Flush | Request::Disconnect) => return,
         Err(refusal) => {
             let mut out = Vec::new();
-            reply::error(&mut out, session.structured, raw.cookie, refusal.errno, refusal.text);
+            reply::error(&mut out, framing, raw.tag(), refusal.errno, refusal.text);
             assert!(!out.is_empty(), "a refusal is answered");
             return;
         }
     };
-    assert!(offset.checked_add(u64::from(len)).is_some_and(|end| end <= session.size), "ranges are inside");
+    assert!(offset.checked_add(len).is_some_and(|end| end <= session.size), "ranges are inside");
     assert!(!changes || !read_only, "a read-only export is never changed");
 }

@@ -1,6 +1,7 @@
 //! The NBD protocol without any I/O: bytes in, typed values out.
 //!
 //! - [`wire`]: every constant of the protocol that we speak, and the one errno table.
+//! - [`terms`]: what is offered in a handshake, and what was agreed on at its end.
 //! - [`negotiate`]: the handshake as a state machine that is fed bytes and says what to answer. [`option`] parses the
 //!   payloads of its options.
 //! - [`request`]: the one gate that turns a raw request header, and what was negotiated, into a typed [`Request`] or a
@@ -16,8 +17,11 @@ pub mod negotiate;
 pub mod option;
 pub mod reply;
 pub mod request;
+pub mod terms;
 pub mod wire;
 
-pub use negotiate::{ExportInfo, Negotiated, Negotiation, Step, Violation};
+pub use negotiate::{Negotiation, Step, Tls, Violation};
+pub use reply::Tag;
 pub use request::{RawRequest, Refusal, Request};
+pub use terms::{Contexts, ExportInfo, Framing, Negotiated};
 pub use wire::{Cookie, Errno};

@@ -6,71 +6,19 @@
 //!
 //! What holds: an option's payload is read in full before any answer; an unknown option is refused and the handshake
 //! goes on; flags that were not offered end it; a context set belongs to the export that it was asked for and dies
-//! when another one is chosen, and every new set replaces the last, even one that fails.
+//! when another one is chosen, and every new set replaces the last, even one that fails. Where TLS is required nothing
+//! but STARTTLS is done before it, and nothing that was agreed on before it holds after it.
 
 use std::sync::Arc;
 
 use super::option::{ContextRequest, InfoRequest, Malformed};
+use super::terms::{Contexts, ExportInfo, Framing, Negotiated};
 use super::wire::{self, handshake, info, opt, rep, tflag};
-use crate::device::Capabilities;
 
 /// Bytes of an option header: magic, option, length.
 const OPTION_HEADER: usize = 16;
 /// Bytes of a name that are repeated in an error text.
 const ECHOED: usize = 80;
-
-/// What the handshake tells about an export.
-#[derive(Clone, Debug)]
-pub struct ExportInfo {
-    /// The name clients ask for.
-    pub name: String,
-    /// A sentence for people; may be empty.
-    pub description: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// What the device can do, `read_only` being that of the export.
-    pub capabilities: Capabilities,
-}
-
-impl ExportInfo {
-    /// Transmission flags: a flag is advertised only if the command behind it is implemented and allowed.
-    pub fn flags(&self, structured: bool) -> u16 {
-        let can = self.capabilities;
-        let mut flags = tflag::HAS_FLAGS
-            | tflag::SEND_FLUSH
-            | tflag::SEND_FUA
-            | tflag::CAN_MULTI_CONN
-            | tflag::SEND_CACHE;
-        for (set, flag) in [
-            (can.read_only, tflag::READ_ONLY),
-            (can.rotational, tflag::ROTATIONAL),
-            (!can.read_only, tflag::SEND_WRITE_ZEROES),
-            (!can.read_only && can.trim, tflag::SEND_TRIM),
-            (!can.read_only && can.fast_zero, tflag::SEND_FAST_ZERO),
-            (structured, tflag::SEND_DF),
-        ] {
-            if set {
-                flags |= flag;
-            }
-        }
-        flags
-    }
-}
-
-/// What a connection may do after the handshake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Negotiated {
-    /// Index of the export.
-    pub export: usize,
-    /// Its size in bytes.
-    pub size: u64,
-    /// The transmission flags that were advertised.
-    pub flags: u16,
-    /// Structured replies were agreed on.
-    pub structured: bool,
-    /// `base:allocation` was selected.
-    pub allocation: bool,
-}
 
 /// How the handshake goes on.
 #[derive(Debug, PartialEq, Eq)]
@@ -81,6 +29,9 @@ pub enum Step {
     Used(usize),
     /// So many bytes were used and the transmission phase begins behind them, once `out` is sent.
     Go(usize, Negotiated),
+    /// So many bytes were used: send `out`, and everything behind it over TLS. Bytes that the client sent behind the used
+    /// ones were not protected and must drop it.
+    StartTls(usize),
     /// The client said goodbye: send `out`, then close.
     Close,
     /// The client broke the rules: close without another word.
@@ -100,6 +51,19 @@ pub enum Violation {
     TooManyOptions,
     /// EXPORT_NAME with a name that is not served here.
     UnknownExport,
+    /// EXPORT_NAME without TLS where that is required.
+    NotSecure,
+}
+
+/// Whether a connection is to be protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// Never; STARTTLS is refused.
+    Off,
+    /// Before anything else.
+    Required,
+    /// It is.
+    On,
 }
 
 #[derive(Debug)]
@@ -117,23 +81,28 @@ enum Phase {
 #[derive(Debug)]
 pub struct Negotiation {
     exports: Arc<[ExportInfo]>,
+    tls: Tls,
     phase: Phase,
     no_zeroes: bool,
-    structured: bool,
-    /// The export whose `base:allocation` is selected.
-    allocation: Option<usize>,
+    framing: Framing,
+    /// The contexts selected, and the export they belong to.
+    contexts: Option<(usize, Contexts)>,
+    /// The client chose its export by EXPORT_NAME, to which there is no answer but the good one.
+    by_name: bool,
     options: u32,
 }
 
 impl Negotiation {
     /// A handshake that offers `exports`. Where there is exactly one, the empty name means it as well.
-    pub fn new(exports: Arc<[ExportInfo]>) -> Self {
+    pub fn new(exports: Arc<[ExportInfo]>, tls: Tls) -> Self {
         Self {
             exports,
+            tls,
             phase: Phase::Flags,
             no_zeroes: false,
-            structured: false,
-            allocation: None,
+            framing: Framing::Simple,
+            contexts: None,
+            by_name: false,
             options: 0,
         }
     }
@@ -204,7 +173,7 @@ impl Negotiation {
             self.phase = Phase::Options;
             match option {
                 opt::EXPORT_NAME => return Step::Drop(Violation::UnknownExport),
-                opt::SET_META_CONTEXT => self.allocation = None,
+                opt::SET_META_CONTEXT => self.contexts = None,
                 _ => {}
             }
             Answer { option, out }.error(rep::ERR_TOO_BIG, "the option's payload is too large");
@@ -214,11 +183,20 @@ impl Negotiation {
 
     fn answer(&mut self, option: u32, payload: &[u8], used: usize, answer: &mut Answer<'_>) -> Step {
         let done = match option {
-            opt::EXPORT_NAME => return self.export_name(payload, used, answer.out),
             opt::ABORT => {
                 answer.ack();
                 return Step::Close;
             }
+            opt::STARTTLS if self.tls != Tls::Off => match self.start_tls(payload, answer) {
+                Ok(()) => return Step::StartTls(used),
+                wrong => wrong,
+            },
+            opt::EXPORT_NAME if self.tls == Tls::Required => return Step::Drop(Violation::NotSecure),
+            _ if self.tls == Tls::Required => {
+                answer.error(rep::ERR_TLS_REQD, "this server serves nothing without TLS");
+                Ok(())
+            }
+            opt::EXPORT_NAME => return self.export_name(payload, used, answer.out),
             opt::LIST => self.list(payload, answer),
             opt::INFO => self.info(payload, answer).map(|_| ()),
             opt::GO => match self.info(payload, answer) {
@@ -226,6 +204,7 @@ impl Negotiation {
                 other => other.map(|_| ()),
             },
             opt::STRUCTURED_REPLY => self.structured_reply(payload, answer),
+            opt::EXTENDED_HEADERS => self.extended_headers(payload, answer),
             opt::LIST_META_CONTEXT => self.list_contexts(payload, answer),
             opt::SET_META_CONTEXT => self.set_contexts(payload, answer),
             _ => {
@@ -239,24 +218,46 @@ impl Negotiation {
         Step::Used(used)
     }
 
+    /// What to send instead of the answer to the choice of an export that cannot be had after all.
+    pub fn refusal(&self, text: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        if !self.by_name {
+            Answer { option: opt::GO, out: &mut out }.error(rep::ERR_POLICY, text);
+        }
+        out
+    }
+
+    fn start_tls(&mut self, payload: &[u8], answer: &mut Answer<'_>) -> Result<(), Malformed> {
+        empty(payload)?;
+        if self.tls == Tls::On {
+            return Err("TLS has begun already");
+        }
+        // Whoever sat in between may have asked for anything.
+        (self.framing, self.contexts, self.tls) = (Framing::Simple, None, Tls::On);
+        answer.ack();
+        Ok(())
+    }
+
     /// Which export a name means.
-    fn find(&self, name: &[u8]) -> Option<usize> {
-        let exact = self.exports.iter().position(|export| export.name.as_bytes() == name);
-        exact.or_else(|| (name.is_empty() && self.exports.len() == 1).then_some(0))
+    fn find(&self, name: &[u8]) -> Option<(usize, &ExportInfo)> {
+        let alone = name.is_empty() && self.exports.len() == 1;
+        let mut exports = self.exports.iter().enumerate();
+        exports.find(|(_, export)| alone || export.name.as_bytes() == name)
     }
 
     fn chosen(&self, export: usize) -> Negotiated {
-        let (size, flags) = self
-            .exports
-            .get(export)
-            .map_or((0, tflag::HAS_FLAGS), |info| (info.size, info.flags(self.structured)));
-        let allocation = self.allocation == Some(export);
-        Negotiated { export, size, flags, structured: self.structured, allocation }
+        let framing = self.framing;
+        let (size, flags) =
+            self.exports.get(export).map_or((0, tflag::HAS_FLAGS), |info| (info.size, info.flags(framing)));
+        let mine = self.contexts.filter(|(of, _)| *of == export);
+        let contexts = mine.map(|(_, contexts)| contexts).unwrap_or_default();
+        Negotiated { export, size, flags, framing, contexts }
     }
 
-    fn export_name(&self, name: &[u8], used: usize, out: &mut Vec<u8>) -> Step {
+    fn export_name(&mut self, name: &[u8], used: usize, out: &mut Vec<u8>) -> Step {
         let found = if name.len() <= wire::MAX_STRING { self.find(name) } else { None };
-        let Some(export) = found else { return Step::Drop(Violation::UnknownExport) };
+        let Some((export, _)) = found else { return Step::Drop(Violation::UnknownExport) };
+        self.by_name = true;
         let chosen = self.chosen(export);
         out.extend_from_slice(&chosen.size.to_be_bytes());
         out.extend_from_slice(&chosen.flags.to_be_bytes());
@@ -282,12 +283,11 @@ impl Negotiation {
     /// Answers INFO and GO alike; returns the export, or nothing if there is none of that name.
     fn info(&self, payload: &[u8], answer: &mut Answer<'_>) -> Result<Option<usize>, Malformed> {
         let request = InfoRequest::parse(payload)?;
-        let Some((index, export)) = self.find(request.name).and_then(|i| Some((i, self.exports.get(i)?)))
-        else {
+        let Some((index, export)) = self.find(request.name) else {
             answer.unknown(request.name);
             return Ok(None);
         };
-        let flags = export.flags(self.structured);
+        let flags = export.flags(self.framing);
         let item = |kind: u16| kind.to_be_bytes();
         answer.reply(rep::INFO, &[&item(info::EXPORT), &export.size.to_be_bytes(), &flags.to_be_bytes()]);
         if request.want_name {
@@ -314,44 +314,69 @@ impl Negotiation {
 
     fn structured_reply(&mut self, payload: &[u8], answer: &mut Answer<'_>) -> Result<(), Malformed> {
         empty(payload)?;
-        self.structured = true;
+        if self.framing == Framing::Extended {
+            answer.error(rep::ERR_EXT_HEADER_REQD, "extended headers were agreed on already");
+            return Ok(());
+        }
+        self.framing = Framing::Structured;
+        answer.ack();
+        Ok(())
+    }
+
+    fn extended_headers(&mut self, payload: &[u8], answer: &mut Answer<'_>) -> Result<(), Malformed> {
+        empty(payload)?;
+        if self.framing == Framing::Extended {
+            return Err("extended headers were agreed on already");
+        }
+        self.framing = Framing::Extended;
         answer.ack();
         Ok(())
     }
 
     fn list_contexts(&self, payload: &[u8], answer: &mut Answer<'_>) -> Result<(), Malformed> {
         let request = self.contexts(payload)?;
-        if self.find(request.name).is_none() {
+        let Some((_, export)) = self.find(request.name) else {
             answer.unknown(request.name);
             return Ok(());
-        }
-        if request.queries == 0 || request.names_allocation || request.names_namespace {
-            answer.reply(rep::META_CONTEXT, &[&0_u32.to_be_bytes(), wire::BASE_ALLOCATION.as_bytes()]);
+        };
+        let named = match request.count {
+            0 => export.contexts(),
+            _ => named(export, &request, true),
+        };
+        for (_, name) in named.each() {
+            answer.reply(rep::META_CONTEXT, &[&0_u32.to_be_bytes(), name.as_bytes()]);
         }
         answer.ack();
         Ok(())
     }
 
     fn set_contexts(&mut self, payload: &[u8], answer: &mut Answer<'_>) -> Result<(), Malformed> {
-        self.allocation = None;
+        self.contexts = None;
         let request = self.contexts(payload)?;
-        let Some(export) = self.find(request.name) else {
+        let Some((index, export)) = self.find(request.name) else {
             answer.unknown(request.name);
             return Ok(());
         };
-        if request.names_allocation {
-            self.allocation = Some(export);
-            let id = wire::BASE_ALLOCATION_ID.to_be_bytes();
-            answer.reply(rep::META_CONTEXT, &[&id, wire::BASE_ALLOCATION.as_bytes()]);
+        let selected = named(export, &request, false);
+        for (id, name) in selected.each() {
+            answer.reply(rep::META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()]);
         }
+        self.contexts = Some((index, selected));
         answer.ack();
         Ok(())
     }
 
     fn contexts<'a>(&self, payload: &'a [u8]) -> Result<ContextRequest<'a>, Malformed> {
         let request = ContextRequest::parse(payload)?;
-        if self.structured { Ok(request) } else { Err("contexts need structured replies, agreed on before") }
+        match self.framing {
+            Framing::Simple => Err("contexts need structured replies, agreed on before"),
+            Framing::Structured | Framing::Extended => Ok(request),
+        }
     }
+}
+
+fn named(export: &ExportInfo, request: &ContextRequest<'_>, wildcards: bool) -> Contexts {
+    request.queries().map(|query| export.named(query, wildcards)).fold(Contexts::default(), Contexts::and)
 }
 
 fn empty(payload: &[u8]) -> Result<(), Malformed> {

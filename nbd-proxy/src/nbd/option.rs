@@ -80,29 +80,29 @@ pub struct ContextRequest<'a> {
     /// The export whose contexts are meant.
     pub name: &'a [u8],
     /// How many queries there are.
-    pub queries: u32,
-    /// One of the queries is the full name of the allocation context.
-    pub names_allocation: bool,
-    /// One of the queries is the bare namespace, which matches its contexts in a LIST only.
-    pub names_namespace: bool,
+    pub count: u32,
+    /// The queries, each with its length before it; checked.
+    queries: &'a [u8],
 }
 
 impl<'a> ContextRequest<'a> {
-    /// Parses the payload; namespaces that we do not know are ignored.
+    /// Parses the payload.
     pub fn parse(payload: &'a [u8]) -> Result<Self, Malformed> {
         let mut fields = Fields(payload);
         let name = fields.string()?;
-        let queries = fields.u32()?;
-        let mut request = Self { name, queries, names_allocation: false, names_namespace: false };
+        let count = fields.u32()?;
+        let queries = fields.0;
         // Each query takes at least four bytes, so a lying count ends at the end of the payload.
-        for _ in 0..queries {
-            match fields.string()? {
-                query if query == super::wire::BASE_ALLOCATION.as_bytes() => request.names_allocation = true,
-                b"base:" => request.names_namespace = true,
-                _ => {}
-            }
+        for _ in 0..count {
+            fields.string()?;
         }
         fields.end()?;
-        Ok(request)
+        Ok(Self { name, count, queries })
+    }
+
+    /// The queries one by one.
+    pub fn queries(&self) -> impl Iterator<Item = &'a [u8]> {
+        let mut fields = Fields(self.queries);
+        std::iter::from_fn(move || fields.string().ok())
     }
 }

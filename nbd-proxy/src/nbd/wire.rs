@@ -21,16 +21,23 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Before every chunk of a structured reply.
 pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
 
+/// Before every request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Before every chunk with an extended header.
+pub const EXTENDED_CHUNK_MAGIC: u32 = 0x6e8a_278c;
+
 /// Bytes of a request header.
 pub const REQUEST_LEN: usize = 28;
+/// Bytes of an extended request header.
+pub const EXTENDED_REQUEST_LEN: usize = 32;
 /// Bytes of a simple reply, data not counted.
 pub const SIMPLE_REPLY_LEN: usize = 16;
 /// Bytes of a chunk header, payload not counted.
 pub const CHUNK_LEN: usize = 20;
-/// Bytes before the data of an [`chunk::OFFSET_DATA`] chunk.
-pub const DATA_CHUNK_LEN: usize = CHUNK_LEN + 8;
-/// Bytes of a whole [`chunk::OFFSET_HOLE`] chunk.
-pub const HOLE_CHUNK_LEN: usize = CHUNK_LEN + 12;
+/// Bytes of an extended chunk header, payload not counted.
+pub const EXTENDED_CHUNK_LEN: usize = 32;
+/// The most bytes that a reply has besides its data: an extended [`chunk::OFFSET_HOLE`].
+pub const MAX_HEAD: usize = EXTENDED_CHUNK_LEN + 12;
 
 /// Longest string the protocol allows: export names, context names, error messages.
 pub const MAX_STRING: usize = 4096;
@@ -38,6 +45,8 @@ pub const MAX_STRING: usize = 4096;
 pub const MAX_PAYLOAD_ADVERTISED: u32 = 32 << 20;
 /// Payload of one request that we accept: clients in the wild send more than anyone advertises.
 pub const MAX_PAYLOAD: u32 = 64 << 20;
+/// Payload of a refused request that is read off the stream; a header that announces more ends the connection.
+pub const MAX_DRAINED: u64 = u32::MAX as u64;
 /// Option payload that is kept to be parsed; a longer one is read, thrown away and answered with an error.
 pub const MAX_OPTION: u32 = 64 << 10;
 /// Option payload that is read at all; beyond it the connection is dropped.
@@ -89,12 +98,18 @@ pub mod rep {
     pub const META_CONTEXT: u32 = 4;
     /// The option is not supported.
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
+    /// The server's owner does not allow it.
+    pub const ERR_POLICY: u32 = (1 << 31) + 2;
     /// The option's payload makes no sense, or it comes at the wrong time.
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
+    /// TLS must be begun first.
+    pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     /// The option's payload is too large to be looked at.
     pub const ERR_TOO_BIG: u32 = (1 << 31) + 9;
+    /// Extended headers rule this option out.
+    pub const ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 }
 
 /// Information types of INFO and GO.
@@ -133,6 +148,8 @@ pub mod tflag {
     pub const SEND_CACHE: u16 = 1 << 10;
     /// The FAST_ZERO flag is understood.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// BLOCK_STATUS may name the contexts it asks about.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Commands of the transmission phase.
@@ -167,6 +184,8 @@ pub mod cflag {
     pub const REQ_ONE: u16 = 1 << 3;
     /// WRITE_ZEROES fails unless it is fast.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// With extended headers: the length is that of a payload behind the header.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Chunks of structured replies.
@@ -181,16 +200,24 @@ pub mod chunk {
     pub const OFFSET_HOLE: u16 = 2;
     /// Extents of one context.
     pub const BLOCK_STATUS: u16 = 5;
+    /// Extents of one context, with 64-bit lengths.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// The request failed.
     pub const ERROR: u16 = (1 << 15) + 1;
 }
 
-/// The one context that we offer.
+/// The context of what is allocated.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its id once selected.
 pub const BASE_ALLOCATION_ID: u32 = 1;
 /// Status bits of `base:allocation`: nothing allocated, reads as zero.
 pub const STATE_HOLE_ZERO: u32 = 0b11;
+/// What stands before the id of a cut in the name of the context of its changes.
+pub const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
+/// The id of that context once selected.
+pub const DIRTY_BITMAP_ID: u32 = 2;
+/// Status bit of `qemu:dirty-bitmap:`: changed.
+pub const STATE_DIRTY: u32 = 1;
 
 /// The only errors that may stand on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

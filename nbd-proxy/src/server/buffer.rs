@@ -20,6 +20,15 @@ impl Inbox {
         Self { buf: vec![0; capacity], start: 0, end: 0, touched: 0 }
     }
 
+    /// An inbox of `capacity` bytes, at least as many as are unread, that goes on where this one ends.
+    pub(super) fn grown(&self, capacity: usize) -> Self {
+        let unread = self.bytes();
+        let mut grown = Self::new(capacity.max(unread.len()));
+        grown.space(unread.len()).split_at_mut(unread.len()).0.copy_from_slice(unread);
+        grown.received(unread.len());
+        grown
+    }
+
     /// What has been received.
     pub(super) fn bytes(&self) -> &[u8] {
         self.buf.get(self.start..self.end).unwrap_or_default()

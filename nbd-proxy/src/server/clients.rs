@@ -77,6 +77,13 @@ impl Member {
             state = clients.left.wait_timeout(state, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+
+    /// How many clients of the same export came before and are still there.
+    pub(super) fn older(&self) -> usize {
+        let state = self.session.disk.clients.lock();
+        let same = |old: &Arc<Session>| old.export == self.session.export;
+        state.members.iter().filter(|(ticket, old)| *ticket < self.ticket && same(old)).count()
+    }
 }
 
 fn is_leaving(socket: &Socket, patience: Instant) -> bool {

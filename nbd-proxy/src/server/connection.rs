@@ -21,8 +21,7 @@ use super::read::{self, Answer};
 use super::session::{Job, Session, Work};
 use super::socket::Wake;
 use crate::device::{Extent, Write, ZeroMode};
-use crate::nbd::wire::{REQUEST_LEN, SIMPLE_REPLY_LEN};
-use crate::nbd::{Cookie, RawRequest, Refusal, Request, reply};
+use crate::nbd::{Framing, RawRequest, Refusal, Request, Tag, reply, wire};
 
 use large::BigWrite;
 
@@ -44,7 +43,7 @@ enum Flow {
 
 /// A plain write whose payload lies in the inbox.
 struct Pending {
-    cookie: Cookie,
+    tag: Tag,
     offset: u64,
     position: usize,
     len: usize,
@@ -55,6 +54,8 @@ pub(super) struct Connection {
     session: Arc<Session>,
     inbox: Inbox,
     out: Staging,
+    /// Bytes of a request header.
+    head: usize,
     /// Bytes that the message at the front of the inbox needs to be complete.
     wanted: usize,
     big: Option<BigWrite>,
@@ -76,11 +77,13 @@ impl Connection {
     /// A connection whose handshake is done; `inbox` may hold its first requests.
     pub(super) fn new(session: Arc<Session>, inbox: Inbox) -> Self {
         let out = Staging::new(session.chunk + REPLY_SLACK);
+        let head = session.negotiated.framing.request_len();
         Self {
             session,
             inbox,
             out,
-            wanted: REQUEST_LEN,
+            head,
+            wanted: head,
             big: None,
             batch: Vec::new(),
             writes: Vec::new(),
@@ -120,82 +123,83 @@ impl Connection {
                     return flow;
                 }
             }
-            let Some(header) = self.inbox.bytes().first_chunk::<REQUEST_LEN>() else {
-                self.wanted = REQUEST_LEN;
+            let framing = self.session.negotiated.framing;
+            let Some(header) = self.inbox.bytes().get(..self.head) else {
+                self.wanted = self.head;
                 return Flow::On;
             };
-            let Ok(raw) = RawRequest::parse(header) else {
+            let Ok(raw) = RawRequest::parse(header, framing) else {
                 tracing::info!(export = self.session.export, "a client fell out of step and was dropped");
                 return Flow::End;
             };
-            let payload = usize::try_from(raw.payload()).unwrap_or(usize::MAX);
-            let whole = REQUEST_LEN.saturating_add(payload);
+            let payload = usize::try_from(raw.payload(framing)).unwrap_or(usize::MAX);
+            let whole = self.head.saturating_add(payload);
             if self.inbox.bytes().len() >= whole {
-                let position = self.inbox.position() + REQUEST_LEN;
+                let position = self.inbox.position() + self.head;
                 self.inbox.consume(whole);
                 self.behind_large = whole >= LARGE;
-                if self.handle(&raw, position) == Flow::End {
+                if self.handle(&raw, position, payload) == Flow::End {
                     return Flow::End;
                 }
             } else if whole <= self.inbox.capacity() {
                 self.wanted = whole;
                 return Flow::On;
             } else {
-                self.inbox.consume(REQUEST_LEN);
+                self.inbox.consume(self.head);
                 self.big = Some(self.begin_big(&raw, payload));
             }
         }
     }
 
-    /// One complete request; the payload of a WRITE lies at `position`.
-    fn handle(&mut self, raw: &RawRequest, position: usize) -> Flow {
-        let cookie = raw.cookie;
-        let request = match raw.validate(&self.session.negotiated) {
+    /// One complete request; its payload lies at `position`.
+    fn handle(&mut self, raw: &RawRequest, position: usize, payload: usize) -> Flow {
+        let tag = raw.tag();
+        let request = match raw.validate(&self.session.negotiated, self.inbox.at(position, payload)) {
             Ok(request) => request,
             Err(refusal) => {
-                self.refuse(cookie, refusal);
+                self.refuse(tag, refusal);
                 return Flow::On;
             }
         };
         let work = match request {
             Request::Disconnect => return Flow::End,
             Request::Read { offset, len, whole } => {
-                return self.read(cookie, offset, usize::try_from(len).unwrap_or(usize::MAX), whole);
+                return self.read(tag, offset, usize::try_from(len).unwrap_or(usize::MAX), whole);
             }
             Request::Flush => Work::Flush,
             Request::Write { len: 0, .. } | Request::Trim { len: 0, .. } | Request::Zero { len: 0, .. } => {
-                self.complete(cookie, Ok(()));
+                self.complete(tag, Ok(()));
                 return Flow::On;
             }
             Request::Write { offset, len, fua } => {
                 let len = usize::try_from(len).unwrap_or(usize::MAX);
-                if !fua && len >= LARGE && self.deep && self.hand_over_slab(cookie, offset, position, len) {
+                if !fua && len >= LARGE && self.deep && self.hand_over_slab(tag, offset, position, len) {
                     return Flow::On;
                 }
                 if !fua {
-                    self.batch.push(Pending { cookie, offset, position, len });
+                    self.batch.push(Pending { tag, offset, position, len });
                     return Flow::On;
                 }
                 Work::Write { offset, data: self.inbox.at(position, len).to_vec() }
             }
             Request::Trim { offset, len, fua } => {
-                Work::Zero { offset, len: u64::from(len), mode: ZeroMode { punch: true, fast: false, fua } }
+                Work::Zero { offset, len, mode: ZeroMode { punch: true, fast: false, fua } }
             }
             Request::Zero { offset, len, keep, fast, fua } => {
-                Work::Zero { offset, len: u64::from(len), mode: ZeroMode { punch: !keep, fast, fua } }
+                Work::Zero { offset, len, mode: ZeroMode { punch: !keep, fast, fua } }
             }
-            Request::Cache { offset, len } => Work::Cache { offset, len: u64::from(len) },
-            Request::BlockStatus { offset, len, one } => {
-                Work::BlockStatus { offset, len: u64::from(len), one }
+            Request::Cache { offset, len } => Work::Cache { offset, len },
+            Request::BlockStatus { offset, len, one, contexts } => {
+                Work::BlockStatus { offset, len, one, contexts }
             }
         };
         // What came before a change on the wire is begun before it, though nothing promises that.
         self.run_batch();
-        self.hand_over(cookie, work)
+        self.hand_over(tag, work)
     }
 
     /// Gives slow work to the workers, once there is room for it.
-    fn hand_over(&mut self, cookie: Cookie, work: Work) -> Flow {
+    fn hand_over(&mut self, tag: Tag, work: Work) -> Flow {
         let weight = Job::weight(&work, self.session.chunk);
         while !self.session.outbox.admit(weight, true) {
             self.run_batch();
@@ -210,43 +214,39 @@ impl Connection {
                 Err(_) => return Flow::End,
             }
         }
-        Job::submit(&self.session, cookie, work, weight);
+        Job::submit(&self.session, tag, work, weight);
         Flow::On
     }
 
     /// A READ: at once if it is in the cache, else by a worker.
-    fn read(&mut self, cookie: Cookie, offset: u64, len: usize, whole: bool) -> Flow {
+    fn read(&mut self, tag: Tag, offset: u64, len: usize, whole: bool) -> Flow {
         let session = Arc::clone(&self.session);
-        let structured = session.negotiated.structured;
+        let framing = session.negotiated.framing;
         if len == 0 {
-            if structured {
-                self.put(&reply::none(cookie));
-            } else {
-                self.complete(cookie, Ok(()));
-            }
+            self.put(&reply::nothing(framing, tag));
             return Flow::On;
         }
         if len > session.chunk {
-            if whole || !structured {
-                return self.stream_body(cookie, offset, len);
+            if whole || framing == Framing::Simple {
+                return self.stream_body(tag, offset, len);
             }
-            return self.hand_over(cookie, Work::Read { offset, len, whole });
+            return self.hand_over(tag, Work::Read { offset, len, whole });
         }
         // While others wait behind it, a worker fetches it and this thread sends what is there.
-        let others = self.inbox.bytes().len() >= REQUEST_LEN;
+        let others = self.inbox.bytes().len() >= self.head;
         if len >= LARGE && others && session.outbox.jobs() < FETCHERS {
-            return self.hand_over(cookie, Work::Read { offset, len, whole });
+            return self.hand_over(tag, Work::Read { offset, len, whole });
         }
-        let answer = Answer { cookie, offset, len, whole, last: true, wait: false };
+        let answer = Answer { tag, offset, len, whole, last: true, wait: false };
         if self.out.room() < answer.room() {
             self.flush_out();
         }
         let device = &*session.disk.device;
-        match read::fill(device, &session.negotiated, &answer, &mut self.out, &mut self.extents) {
+        match read::fill(device, framing, &answer, &mut self.out, &mut self.extents) {
             Ok(true) => Flow::On,
-            Ok(false) => self.hand_over(cookie, Work::Read { offset, len, whole }),
+            Ok(false) => self.hand_over(tag, Work::Read { offset, len, whole }),
             Err(error) => {
-                self.complete(cookie, Err(error));
+                self.complete(tag, Err(error));
                 Flow::On
             }
         }
@@ -271,35 +271,35 @@ impl Connection {
         let silent = || Some(Err(io::Error::other("the device gave no result")));
         let each = results.drain(..).chain(std::iter::from_fn(silent));
         for (pending, result) in batch.drain(..).zip(each) {
-            self.complete(pending.cookie, result);
+            self.complete(pending.tag, result);
         }
         (self.batch, self.results) = (batch, results);
     }
 
-    fn complete(&mut self, cookie: Cookie, result: io::Result<()>) {
+    fn complete(&mut self, tag: Tag, result: io::Result<()>) {
         match result {
-            Ok(()) => self.put(&reply::simple(cookie, None)),
+            Ok(()) => self.put(&reply::done(self.session.negotiated.framing, tag)),
             Err(error) => {
                 let mut text = std::mem::take(&mut self.scratch);
                 text.clear();
-                self.session.failed(&mut text, cookie, &error);
+                self.session.failed(&mut text, tag, &error);
                 self.put(&text);
                 self.scratch = text;
             }
         }
     }
 
-    fn refuse(&mut self, cookie: Cookie, refusal: Refusal) {
+    fn refuse(&mut self, tag: Tag, refusal: Refusal) {
         let mut text = std::mem::take(&mut self.scratch);
         text.clear();
-        reply::error(&mut text, self.session.negotiated.structured, cookie, refusal.errno, refusal.text);
+        reply::error(&mut text, self.session.negotiated.framing, tag, refusal.errno, refusal.text);
         self.put(&text);
         self.scratch = text;
     }
 
     /// Stages a whole reply without data.
     fn put(&mut self, bytes: &[u8]) {
-        debug_assert!(bytes.len() <= REPLY_SLACK && REPLY_SLACK > SIMPLE_REPLY_LEN);
+        debug_assert!(bytes.len() <= REPLY_SLACK && REPLY_SLACK > wire::MAX_HEAD);
         if self.out.room() < bytes.len() {
             self.flush_out();
         }
@@ -343,7 +343,7 @@ impl Connection {
         }
         if std::mem::take(&mut self.behind_large) {
             // Is the next request on its way already?
-            let received = session.socket.receive_now(self.inbox.space(REQUEST_LEN))?;
+            let received = session.socket.receive_now(self.inbox.space(self.head))?;
             self.deep = received.is_some();
             if received.is_some() {
                 return Ok(received);

@@ -1,12 +1,11 @@
-//! The handshake over a socket: feeds [`Negotiation`] and keeps the clock.
+//! The handshake over a socket: feeds a [`Negotiation`] and keeps the clock.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::buffer::Inbox;
 use super::socket::{Socket, Wake};
-use crate::nbd::{ExportInfo, Negotiated, Negotiation, Step, wire};
+use crate::nbd::{Negotiated, Negotiation, Step};
 
 /// A client that has chosen an export and waits for `answer`.
 pub(super) struct Chosen {
@@ -14,23 +13,30 @@ pub(super) struct Chosen {
     pub(super) answer: Vec<u8>,
 }
 
-/// Negotiates until an export is chosen; nothing if the client left or had to be dropped. Bytes that the client sent
-/// behind its choice stay in `inbox`.
+/// How a handshake ended.
+pub(super) enum End {
+    /// An export was chosen.
+    Chosen(Chosen),
+    /// Everything behind this is TLS, and the negotiation goes on there.
+    StartTls,
+    /// The client left, or had to be dropped.
+    Left,
+}
+
+/// Negotiates to an end. Bytes that the client sent behind it stay in `inbox`.
 pub(super) fn shake_hands(
     socket: &Socket,
-    exports: Arc<[ExportInfo]>,
+    negotiation: &mut Negotiation,
     inbox: &mut Inbox,
     deadline: Instant,
-) -> io::Result<Option<Chosen>> {
-    socket.send_by(&Negotiation::greeting(), deadline)?;
-    let mut negotiation = Negotiation::new(exports);
+) -> io::Result<End> {
     let mut answer = Vec::new();
     loop {
         let step = negotiation.step(inbox.bytes(), &mut answer);
         match step {
             Step::More => {
                 if !receive(socket, inbox, deadline)? {
-                    return Ok(None);
+                    return Ok(End::Left);
                 }
             }
             Step::Used(len) => {
@@ -40,23 +46,26 @@ pub(super) fn shake_hands(
             }
             Step::Go(len, negotiated) => {
                 inbox.consume(len);
-                return Ok(Some(Chosen { negotiated, answer }));
+                return Ok(End::Chosen(Chosen { negotiated, answer }));
+            }
+            Step::StartTls(len) => {
+                inbox.consume(len);
+                socket.send_by(&answer, deadline)?;
+                return Ok(End::StartTls);
             }
             Step::Close => {
                 socket.send_by(&answer, deadline)?;
-                return Ok(None);
+                return Ok(End::Left);
             }
             Step::Drop(violation) => {
                 tracing::info!(?violation, "dropped a client during the handshake");
-                return Ok(None);
+                return Ok(End::Left);
             }
         }
     }
 }
 
 fn receive(socket: &Socket, inbox: &mut Inbox, deadline: Instant) -> io::Result<bool> {
-    /// The longest message: an option header and the largest payload that is kept.
-    const LONGEST: usize = 16 + wire::MAX_OPTION as usize;
     loop {
         if socket.halted() {
             return Ok(false);
@@ -70,7 +79,7 @@ fn receive(socket: &Socket, inbox: &mut Inbox, deadline: Instant) -> io::Result<
             Wake::Readable | Wake::Writable => break,
         }
     }
-    let received = socket.receive(inbox.space(LONGEST))?;
+    let received = socket.receive(inbox.space(inbox.capacity()))?;
     inbox.received(received);
     Ok(received > 0)
 }

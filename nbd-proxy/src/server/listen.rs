@@ -2,13 +2,15 @@
 //!
 //! The file's mode is set between bind and listen, so nobody can connect before it holds. A file left behind by a dead
 //! process is replaced; one that somebody answers is not, nor anything that is not a socket. On the way out the file is
-//! removed only if it is still ours.
+//! removed only if it is still ours. A socket that we did not make is used as it is, and its file is not ours, unless it comes
+//! from a server before us that made it and handed it over ([`Bound::hand_over`]).
 
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
@@ -20,23 +22,63 @@ use crate::{Error, Kind, Result};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
+/// A socket that listens already.
+#[derive(Debug)]
+pub struct Inherited {
+    /// The socket.
+    pub socket: Listening,
+    /// A server before us made it: its file is ours to remove. Not so one of a service manager.
+    pub ours: bool,
+}
+
+/// See [`Inherited`].
+#[derive(Debug)]
+pub enum Listening {
+    /// On a path, or on none.
+    Unix(UnixListener),
+    /// On an address.
+    Tcp(TcpListener),
+}
+
+/// A socket that goes on listening when its server has ended, for the next one.
+#[derive(Debug)]
+pub struct HandedOver {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// As in [`Inherited`].
+    pub ours: bool,
+}
+
 /// A socket that accepts connections.
 pub(super) struct Bound {
     pub(super) fd: OwnedFd,
     /// Where it really listens, for TCP.
     pub(super) address: Option<SocketAddr>,
+    ours: bool,
     /// Removed when the socket is dropped.
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 /// The file of a Unix socket.
 struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    /// It is the next server's.
+    kept: bool,
+}
+
+impl SocketFile {
+    fn at(path: PathBuf) -> io::Result<Self> {
+        let meta = fs::symlink_metadata(&path)?;
+        Ok(Self { path, identity: identity(&meta), kept: false })
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|meta| identity(&meta) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "cannot remove the socket file");
@@ -55,6 +97,39 @@ impl Bound {
             Listen::Unix { path, mode } => unix(path, *mode),
             Listen::Tcp(address) => tcp(*address),
         }
+    }
+
+    /// Accepts on a socket that listens already.
+    pub(super) fn inherit(inherited: Inherited) -> Result<Self> {
+        let failed = |error: io::Error| {
+            let message = format!("a socket that was passed on cannot be used: {error}");
+            Error::new(Kind::Io, "the NBD server", message).source(error)
+        };
+        let ours = inherited.ours;
+        let (fd, address, path): (OwnedFd, _, _) = match inherited.socket {
+            Listening::Unix(listener) => {
+                let address = listener.local_addr().map_err(failed)?;
+                (listener.into(), None, address.as_pathname().map(Path::to_owned))
+            }
+            Listening::Tcp(listener) => {
+                let address = listener.local_addr().map_err(failed)?;
+                (listener.into(), Some(address), None)
+            }
+        };
+        rustix::io::ioctl_fionbio(&fd, true).map_err(|error| failed(error.into()))?;
+        let file = match path.filter(|_| ours) {
+            Some(path) => Some(SocketFile::at(path).map_err(failed)?),
+            None => None,
+        };
+        Ok(Self { fd, address, ours, file })
+    }
+
+    /// Lets the socket go on listening without us: nobody is refused, everybody waits for the next server.
+    pub(super) fn hand_over(mut self) -> HandedOver {
+        if let Some(file) = &mut self.file {
+            file.kept = true;
+        }
+        HandedOver { fd: self.fd, ours: self.ours }
     }
 }
 
@@ -78,7 +153,7 @@ fn tcp(address: SocketAddr) -> Result<Bound> {
     let listener = TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    Ok(Bound { fd: listener.into(), address: Some(address), _file: None })
+    Ok(Bound { fd: listener.into(), address: Some(address), ours: true, file: None })
 }
 
 fn unix(path: &Path, mode: u32) -> Result<Bound> {
@@ -100,11 +175,11 @@ fn unix(path: &Path, mode: u32) -> Result<Bound> {
         rustix::io::Errno::ADDRINUSE => in_use(path),
         error => failed("make the socket")(error),
     })?;
-    let meta = fs::symlink_metadata(path).map_err(|error| Error::io("look at the socket", path, error))?;
-    let file = SocketFile { path: path.to_owned(), identity: identity(&meta) };
+    let file =
+        SocketFile::at(path.to_owned()).map_err(|error| Error::io("look at the socket", path, error))?;
     rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed("set the mode of the socket"))?;
     rustix::net::listen(&fd, BACKLOG).map_err(failed("listen on"))?;
-    Ok(Bound { fd, address: None, _file: Some(file) })
+    Ok(Bound { fd, address: None, ours: true, file: Some(file) })
 }
 
 fn in_use(path: &Path) -> Error {

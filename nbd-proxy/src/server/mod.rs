@@ -1,8 +1,8 @@
 //! The NBD server: listeners, connections, and the threads behind them.
 //!
-//! Read in the order data flows: `listen` binds, `accept` takes connections, `handshake` lets the client choose an
-//! export, [`connection`] serves it, `session` does what may wait, `outbox` sends. `clients` holds the rule for clients
-//! that come back, `budget` bounds the memory.
+//! Read in the order data flows: `listen` binds, `accept` takes connections into the `hall`, `room` lets them in,
+//! `handshake` lets the client choose an export, [`connection`] serves it, `session` does what may wait, `outbox` sends.
+//! [`tls`] protects a connection, `clients` holds the rule for clients that come back, `budget` bounds the memory.
 //!
 //! What holds:
 //! - A broken or hostile client ends its own connection and disturbs no other: every length is bounded, nobody waits
@@ -12,20 +12,25 @@
 //! - Every request that was begun is finished before its connection counts as gone, and a client that comes back waits
 //!   for that.
 //! - [`Server::stop`] reads nothing more, finishes and answers what is in flight, closes, joins every thread, and
-//!   removes the sockets; no device is referred to afterwards.
+//!   removes the sockets; no device is referred to afterwards. [`Server::hand_over`] does the same but lets the sockets
+//!   listen on: who connects meanwhile waits for the next server.
 
 mod accept;
 mod budget;
 mod buffer;
 mod clients;
 mod connection;
+mod hall;
 mod handshake;
 mod listen;
 mod outbox;
 mod pool;
 mod read;
+mod room;
 mod session;
 mod socket;
+mod status;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,14 +39,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::device::BlockDevice;
-use crate::nbd::{ExportInfo, wire};
+use crate::nbd::wire;
 use crate::{Error, Kind, Result};
 
-use accept::{Acceptor, Hall};
+use accept::Acceptor;
 use clients::Clients;
+use hall::Hall;
 use listen::Bound;
 use pool::Pool;
+use room::Room;
 use session::Disk;
+
+pub use listen::{HandedOver, Inherited, Listening};
+pub use tls::TlsFiles;
 
 /// Mode of a Unix socket unless told otherwise: only the owner may connect.
 pub const DEFAULT_SOCKET_MODE: u32 = 0o600;
@@ -57,6 +67,16 @@ pub struct Export {
     pub device: Arc<dyn BlockDevice>,
     /// Refuse every change, whatever the device can do.
     pub read_only: bool,
+    /// How many clients may use it at a time, if there is a limit.
+    pub max_clients: Option<usize>,
+}
+
+impl Export {
+    /// A device that anybody may write who gets to the socket.
+    pub fn new(name: impl Into<String>, device: Arc<dyn BlockDevice>) -> Self {
+        let (name, description) = (name.into(), String::new());
+        Self { name, description, device, read_only: false, max_clients: None }
+    }
 }
 
 /// Where to listen.
@@ -74,19 +94,31 @@ pub enum Listen {
 }
 
 /// A socket and what is served on it. Where that is exactly one export, the empty name means it as well.
-#[derive(Clone)]
 pub struct Listener {
     /// Where.
     pub listen: Listen,
+    /// A socket that listens there already, made by somebody else.
+    pub inherited: Option<Inherited>,
     /// What.
     pub exports: Vec<Export>,
+    /// How connections are protected; if it is set, nothing is served without.
+    pub tls: Option<TlsFiles>,
+}
+
+impl Listener {
+    /// A socket of our own, without TLS.
+    pub fn new(listen: Listen, exports: Vec<Export>) -> Self {
+        Self { listen, inherited: None, exports, tls: None }
+    }
 }
 
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections over all listeners; one more is closed at once. Default 128.
+    /// Connections that use an export, over all listeners; one more is refused. Default 128.
     pub connections: usize,
+    /// Connections that have not chosen one; a newer one takes the place of the oldest. Default 64.
+    pub handshakes: usize,
     /// Time for the handshake. Default 10 s.
     pub handshake: Duration,
     /// Threads per disk for requests that wait. Default 16.
@@ -101,6 +133,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 128,
+            handshakes: 64,
             handshake: Duration::from_secs(10),
             workers: 16,
             memory: 36 << 20,
@@ -118,17 +151,24 @@ pub struct Server {
 
 impl Server {
     /// Binds every listener and begins to serve; on an error nothing is left behind.
-    pub fn start(listeners: Vec<Listener>, limits: Limits) -> Result<Self> {
+    pub fn start(mut listeners: Vec<Listener>, limits: Limits) -> Result<Self> {
         let mut server = Self { hall: Hall::new(limits), acceptors: Vec::new(), disks: Vec::new() };
         let mut bound = Vec::new();
-        for listener in &listeners {
+        for listener in &mut listeners {
             check_names(&listener.exports)?;
-            bound.push(Bound::new(&listener.listen)?);
+            listener.tls.as_ref().map_or(Ok(()), TlsFiles::check)?;
+            bound.push(match listener.inherited.take() {
+                Some(socket) => Bound::inherit(socket)?,
+                None => Bound::new(&listener.listen)?,
+            });
         }
-        for (listener, bound) in listeners.into_iter().zip(bound) {
-            let infos: Arc<[ExportInfo]> = listener.exports.iter().map(describe).collect();
-            let disks = listener.exports.into_iter().map(|export| server.disk(export.device)).collect();
-            let (acceptor, thread) = Acceptor::start(bound, infos, disks, Arc::clone(&server.hall))?;
+        for (Listener { exports, tls, .. }, bound) in listeners.into_iter().zip(bound) {
+            let with_disk = |export: Export| {
+                let disk = server.disk(Arc::clone(&export.device));
+                (export, disk)
+            };
+            let room = Room { exports: exports.into_iter().map(with_disk).collect(), tls };
+            let (acceptor, thread) = Acceptor::start(bound, room, Arc::clone(&server.hall))?;
             server.acceptors.push((acceptor, thread));
         }
         Ok(server)
@@ -161,40 +201,30 @@ impl Server {
         self.shut_down();
     }
 
-    fn shut_down(&mut self) {
-        let threads: Vec<_> = self
-            .acceptors
-            .drain(..)
-            .map(|(acceptor, thread)| {
-                acceptor.stop();
-                thread
-            })
-            .collect();
+    /// Stops, and gives the sockets that listen on, in the order of the listeners.
+    pub fn hand_over(mut self) -> Vec<HandedOver> {
+        self.shut_down().into_iter().map(Bound::hand_over).collect()
+    }
+
+    fn shut_down(&mut self) -> Vec<Bound> {
+        let (acceptors, threads): (Vec<_>, Vec<_>) = self.acceptors.drain(..).unzip();
+        acceptors.iter().for_each(|acceptor| acceptor.stop());
         for thread in threads {
             // A thread that panicked has said so on its own.
             let _ = thread.join();
         }
+        let bound = acceptors.into_iter().filter_map(Acceptor::into_bound).collect();
         self.hall.empty();
         for disk in self.disks.drain(..) {
             disk.pool.close();
         }
+        bound
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.shut_down();
-    }
-}
-
-fn describe(export: &Export) -> ExportInfo {
-    let mut capabilities = export.device.capabilities();
-    capabilities.read_only |= export.read_only;
-    ExportInfo {
-        name: export.name.clone(),
-        description: export.description.clone(),
-        size: export.device.size(),
-        capabilities,
     }
 }
 

@@ -7,7 +7,7 @@ use std::io;
 
 use super::buffer::Staging;
 use crate::device::{BlockDevice, Extent};
-use crate::nbd::{Cookie, Negotiated, reply, wire};
+use crate::nbd::{Framing, Tag, reply, wire};
 
 /// Reads of at least this length are looked at for holes.
 const HOLES_FROM: usize = 32 << 10;
@@ -23,8 +23,8 @@ pub(super) fn bytes(len: usize) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answer {
     /// The request.
-    pub(super) cookie: Cookie,
-    /// Byte offset on the device.
+    pub(super) tag: Tag,
+    /// Byte offset of the piece on the device.
     pub(super) offset: u64,
     /// Length of the piece; never zero.
     pub(super) len: usize,
@@ -40,24 +40,24 @@ impl Answer {
     /// Room in the buffer that the answer may need.
     pub(super) fn room(&self) -> usize {
         let chunks = if self.len < HOLES_FROM { 1 } else { MAX_CHUNKS + 1 };
-        self.len + chunks * wire::HOLE_CHUNK_LEN
+        self.len + chunks * wire::MAX_HEAD
     }
 }
 
 /// Appends the answer to `out`, which has [`Answer::room`]. `Ok(false)`: the device would have to wait.
 pub(super) fn fill(
     device: &dyn BlockDevice,
-    session: &Negotiated,
+    framing: Framing,
     answer: &Answer,
     out: &mut Staging,
     extents: &mut Vec<Extent>,
 ) -> io::Result<bool> {
     let mark = out.len();
-    let sparse = session.structured && !answer.whole && answer.len >= HOLES_FROM;
+    let sparse = framing != Framing::Simple && !answer.whole && answer.len >= HOLES_FROM;
     let filled = if sparse && find_holes(device, answer, extents) {
-        fill_runs(device, answer, extents, out)
+        fill_runs(device, framing, answer, extents, out)
     } else {
-        fill_data(device, session.structured, answer, out)
+        fill_data(device, framing, answer, out)
     };
     if !matches!(filled, Ok(true)) {
         out.truncate(mark);
@@ -75,16 +75,12 @@ fn no_room() -> io::Error {
 
 fn fill_data(
     device: &dyn BlockDevice,
-    structured: bool,
+    framing: Framing,
     answer: &Answer,
     out: &mut Staging,
 ) -> io::Result<bool> {
-    if structured {
-        let len = u32::try_from(answer.len).map_err(|_| no_room())?;
-        out.put(&reply::data(answer.cookie, answer.offset, len, answer.last));
-    } else {
-        out.put(&reply::simple(answer.cookie, None));
-    }
+    let len = u32::try_from(answer.len).map_err(|_| no_room())?;
+    out.put(&reply::data(framing, answer.tag, answer.offset, len, answer.last));
     let place = out.extend(answer.len).ok_or_else(no_room)?;
     read_into(device, place, answer.offset, answer.wait)
 }
@@ -109,6 +105,7 @@ fn find_holes(device: &dyn BlockDevice, answer: &Answer, extents: &mut Vec<Exten
 
 fn fill_runs(
     device: &dyn BlockDevice,
+    framing: Framing,
     answer: &Answer,
     extents: &[Extent],
     out: &mut Staging,
@@ -126,9 +123,9 @@ fn fill_runs(
         let done = answer.last && stop == end;
         let len32 = u32::try_from(len).map_err(|_| no_room())?;
         if hole {
-            out.put(&reply::hole(answer.cookie, at, len32, done));
+            out.put(&reply::hole(framing, answer.tag, at, len32, done));
         } else {
-            out.put(&reply::data(answer.cookie, at, len32, done));
+            out.put(&reply::data(framing, answer.tag, at, len32, done));
             let place = out.extend(usize::try_from(len).map_err(|_| no_room())?).ok_or_else(no_room)?;
             if !read_into(device, place, at, answer.wait)? {
                 return Ok(false);

@@ -13,11 +13,9 @@ use super::outbox::{Outbox, Patience};
 use super::pool::{Pool, Task};
 use super::read::{self, Answer};
 use super::socket::Socket;
-use crate::device::{BlockDevice, Extent, Write, ZeroMode};
-use crate::nbd::{Cookie, Errno, Negotiated, reply, wire};
-
-/// Extents in one BLOCK_STATUS reply; the client asks again for what lies behind them.
-const MAX_EXTENTS: usize = 8192;
+use super::status;
+use crate::device::{BlockDevice, Write, ZeroMode};
+use crate::nbd::{Contexts, Errno, Negotiated, Tag, reply};
 
 /// A device that is served, under whatever names.
 pub(super) struct Disk {
@@ -40,17 +38,17 @@ pub(super) struct Session {
 
 impl Session {
     /// A request without data is done, well or not.
-    pub(super) fn complete(&self, out: &mut Vec<u8>, cookie: Cookie, result: io::Result<()>) {
+    pub(super) fn complete(&self, out: &mut Vec<u8>, tag: Tag, result: io::Result<()>) {
         match result {
-            Ok(()) => out.extend_from_slice(&reply::simple(cookie, None)),
-            Err(error) => self.failed(out, cookie, &error),
+            Ok(()) => out.extend_from_slice(&reply::done(self.negotiated.framing, tag)),
+            Err(error) => self.failed(out, tag, &error),
         }
     }
 
     /// A request has failed on the device.
-    pub(super) fn failed(&self, out: &mut Vec<u8>, cookie: Cookie, error: &io::Error) {
-        tracing::debug!(export = self.export, cookie, %error, "a request failed");
-        reply::error(out, self.negotiated.structured, cookie, Errno::from(error), &error.to_string());
+    pub(super) fn failed(&self, out: &mut Vec<u8>, tag: Tag, error: &io::Error) {
+        tracing::debug!(export = self.export, tag.cookie, %error, "a request failed");
+        reply::error(out, self.negotiated.framing, tag, Errno::from(error), &error.to_string());
     }
 
     /// Sends what is queued, as far as `patience` goes.
@@ -80,13 +78,13 @@ pub(super) enum Work {
     /// A hint.
     Cache { offset: u64, len: u64 },
     /// A question about allocation.
-    BlockStatus { offset: u64, len: u64, one: bool },
+    BlockStatus { offset: u64, len: u64, one: bool, contexts: Contexts },
 }
 
 /// A slow request on its way.
 pub(super) struct Job {
     session: Arc<Session>,
-    cookie: Cookie,
+    tag: Tag,
     work: Work,
     counted: usize,
 }
@@ -103,8 +101,8 @@ impl Job {
     }
 
     /// Hands `work`, which the outbox has admitted with `counted` bytes, to the workers.
-    pub(super) fn submit(session: &Arc<Session>, cookie: Cookie, work: Work, counted: usize) {
-        let job = Self { session: Arc::clone(session), cookie, work, counted };
+    pub(super) fn submit(session: &Arc<Session>, tag: Tag, work: Work, counted: usize) {
+        let job = Self { session: Arc::clone(session), tag, work, counted };
         session.disk.pool.submit(job);
     }
 
@@ -120,10 +118,15 @@ impl Job {
     fn read(&mut self, offset: u64, len: usize, whole: bool) -> bool {
         let session = &self.session;
         let piece = len.min(session.chunk);
-        let answer =
-            Answer { cookie: self.cookie, offset, len: piece, whole, last: piece == len, wait: true };
+        let answer = Answer { tag: self.tag, offset, len: piece, whole, last: piece == len, wait: true };
         let mut out = Staging::reuse(session.outbox.spare(answer.room()), answer.room());
-        match read::fill(&*session.disk.device, &session.negotiated, &answer, &mut out, &mut Vec::new()) {
+        match read::fill(
+            &*session.disk.device,
+            session.negotiated.framing,
+            &answer,
+            &mut out,
+            &mut Vec::new(),
+        ) {
             Ok(true) => {
                 let (bytes, used) = out.into_parts();
                 session.outbox.push_buffer(bytes, used);
@@ -144,7 +147,7 @@ impl Job {
 
     fn fail(&self, error: &io::Error) {
         let mut out = Vec::new();
-        self.session.failed(&mut out, self.cookie, error);
+        self.session.failed(&mut out, self.tag, error);
         self.session.outbox.push(&out);
     }
 
@@ -160,18 +163,23 @@ impl Job {
             }
             Work::Zero { offset, len, mode } => device.zero(*offset, *len, *mode),
             Work::Cache { offset, len } => device.cache(*offset, *len),
-            Work::BlockStatus { offset, len, one } => match block_status(device, *offset, *len, *one) {
-                Ok(extents) => {
-                    let mut out = Vec::new();
-                    reply::block_status(&mut out, self.cookie, &extents);
-                    return session.outbox.push(&out);
+            Work::BlockStatus { offset, len, one, contexts } => {
+                match status::answer(
+                    device,
+                    session.negotiated.framing,
+                    self.tag,
+                    *offset..*offset + *len,
+                    *one,
+                    *contexts,
+                ) {
+                    Ok(out) => return session.outbox.push(&out),
+                    Err(error) => Err(error),
                 }
-                Err(error) => Err(error),
-            },
+            }
             Work::Flush | Work::Read { .. } => device.flush(),
         };
         let mut out = Vec::new();
-        session.complete(&mut out, self.cookie, result);
+        session.complete(&mut out, self.tag, result);
         session.outbox.push(&out);
     }
 }
@@ -211,36 +219,4 @@ fn write_one(device: &dyn BlockDevice, write: &Write<'_>) -> io::Result<()> {
     let mut results = Vec::with_capacity(1);
     device.write_batch(std::slice::from_ref(write), &mut results);
     results.pop().unwrap_or_else(|| Err(io::Error::other("the device gave no result")))
-}
-
-/// `(length, status)` pairs from `offset` on: never more than was asked, never none.
-fn block_status(device: &dyn BlockDevice, offset: u64, len: u64, one: bool) -> io::Result<Vec<(u32, u32)>> {
-    let end = offset + len;
-    let mut at = offset;
-    let mut found: Vec<Extent> = Vec::new();
-    let mut pairs: Vec<(u32, u32)> = Vec::new();
-    while at < end && pairs.len() < MAX_EXTENTS {
-        found.clear();
-        device.extents(at, end - at, &mut found)?;
-        let before = at;
-        for extent in &found {
-            let stop = (extent.offset + extent.len).min(end);
-            let status = if extent.hole { wire::STATE_HOLE_ZERO } else { 0 };
-            let piece = u32::try_from(stop.saturating_sub(at)).unwrap_or(u32::MAX);
-            at = stop.max(at);
-            match pairs.last_mut() {
-                _ if piece == 0 => {}
-                Some((len, same)) if *same == status => *len = len.saturating_add(piece),
-                _ => pairs.push((piece, status)),
-            }
-        }
-        if at == before {
-            return Err(io::Error::other("the device does not say what is allocated"));
-        }
-        if one && pairs.len() > 1 {
-            break;
-        }
-    }
-    pairs.truncate(if one { 1 } else { MAX_EXTENTS });
-    Ok(pairs)
 }

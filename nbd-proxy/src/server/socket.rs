@@ -1,16 +1,17 @@
 //! One client's socket and the bell that wakes its thread.
 //!
-//! The only place that reads and writes connected sockets. The descriptor stays in blocking mode: a connection's own
+//! The place where connected sockets are read and written. The descriptor stays in blocking mode: a connection's own
 //! thread may wait on it, a worker never does ([`Socket::send_some`]).
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt};
 
 /// What a wait ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +43,27 @@ pub(super) struct Socket {
     fd: OwnedFd,
     bell: OwnedFd,
     halted: AtomicBool,
+    /// The client's own socket, if this is one end of a pair and others carry the bytes between the two.
+    client: Option<Arc<Socket>>,
 }
 
 impl Socket {
     /// Takes over a connected stream socket.
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { fd, bell, halted: AtomicBool::new(false) })
+        Ok(Self { fd, bell, halted: AtomicBool::new(false), client: None })
+    }
+
+    /// A socket that stands for `client`, and the other end of its pair.
+    pub(super) fn behind(client: &Arc<Self>) -> io::Result<(Self, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        Ok((Self { client: Some(Arc::clone(client)), ..Self::new(ours)? }, theirs))
+    }
+
+    /// Tells the other side that nothing more will be sent.
+    pub(super) fn end_sending(&self) {
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
     }
 
     /// Makes [`Socket::receive`] give up with `WouldBlock` after so long without a byte.
@@ -183,12 +198,16 @@ impl Socket {
     pub(super) fn cut(&self) {
         self.halted.store(true, Ordering::Release);
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+        if let Some(client) = &self.client {
+            client.cut();
+        }
         self.ring();
     }
 
     /// How the other side has ended the connection, if it has.
     pub(super) fn hang_up(&self) -> HangUp {
-        let mut fds = [PollFd::from_borrowed_fd(self.fd.as_fd(), PollFlags::RDHUP)];
+        let asked = self.client.as_deref().unwrap_or(self);
+        let mut fds = [PollFd::from_borrowed_fd(asked.as_fd(), PollFlags::RDHUP)];
         let now = Timespec::try_from(Duration::ZERO).ok();
         let _ = rustix::event::poll(&mut fds, now.as_ref());
         let [events] = fds.map(|fd| fd.revents());
@@ -199,5 +218,11 @@ impl Socket {
         } else {
             HangUp::No
         }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }

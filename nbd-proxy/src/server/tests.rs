@@ -1,7 +1,10 @@
 //! The server over real sockets, on a device in memory.
 
 mod client;
+mod crowd;
 mod ends;
+mod extended;
+mod secure;
 mod transfer;
 
 use std::path::PathBuf;
@@ -23,8 +26,7 @@ struct Stand {
 
 fn listener(path: PathBuf, device: &Arc<MemDevice>) -> Listener {
     let device: Arc<dyn BlockDevice> = Arc::<MemDevice>::clone(device);
-    let export = Export { name: "m/disk".into(), description: String::new(), device, read_only: false };
-    Listener { listen: Listen::Unix { path, mode: DEFAULT_SOCKET_MODE }, exports: vec![export] }
+    Listener::new(Listen::Unix { path, mode: DEFAULT_SOCKET_MODE }, vec![Export::new("m/disk", device)])
 }
 
 impl Stand {

@@ -43,7 +43,7 @@ fn segments(dir: &Path, changes: &[Vec<Change>], model: &mut [u8]) -> Vec<Segmen
 
 fn cut(segments: Vec<SegmentRef>) -> Cut {
     let disk = CutDisk { name: "d".to_owned(), size: SIZE, tracking: Uuid::nil(), segments };
-    Cut { id: Uuid::new_v4(), time: Timestamp::UNIX_EPOCH, disks: vec![disk] }
+    Cut { id: Uuid::new_v4(), time: Timestamp::UNIX_EPOCH, disks: vec![disk], ..Cut::default() }
 }
 
 /// Applies deltas to `disk`, and checks that each byte is in one at most. Returns how many there are.
@@ -133,7 +133,7 @@ fn a_huge_change_becomes_several_deltas_of_disjoint_addresses() {
     }
     let disk =
         CutDisk { name: "d".to_owned(), size, tracking: Uuid::nil(), segments: vec![writer.seal().unwrap()] };
-    let cut = Cut { id: Uuid::new_v4(), time: Timestamp::UNIX_EPOCH, disks: vec![disk] };
+    let cut = Cut { disks: vec![disk], ..Cut::default() };
     let mut ends = vec![0];
     let mut sizes = Vec::new();
     pack(&cut, &mut |delta| {

@@ -1,3 +1,4 @@
+use nbd_proxy::tracking::GroupCut;
 use uuid::Uuid;
 
 use super::*;
@@ -30,6 +31,7 @@ async fn append(vault: &Vault, generation: u64, number: u64, kind: EntryKind, pa
         disks: if kind == EntryKind::Claim { Vec::new() } else { vec![disk] },
         bytes: 0,
         logical: 0,
+        group: None,
     };
     let outcome = commit::append(&commit::line(vault, "m"), header, &[], None).await.unwrap();
     assert!(matches!(outcome, Outcome::Committed(_)));
@@ -99,6 +101,55 @@ async fn what_is_not_there_is_named() {
     assert_eq!("soon".parse::<PointName>().unwrap_err().kind, Kind::InvalidInput);
 }
 
+/// Appends point `number` of `machine`, its share of the cut `cut` of a and b.
+async fn append_share(vault: &Vault, machine: &str, number: u64, kind: EntryKind, cut: u128) {
+    let members = ["a", "b"].map(str::to_owned).to_vec();
+    let header = Header {
+        machine: machine.to_owned(),
+        number,
+        generation: 1,
+        writer: Uuid::nil(),
+        host: "here".to_owned(),
+        kind,
+        parent: (number > 1).then(|| id(1, number - 1)),
+        time: Timestamp::UNIX_EPOCH,
+        disks: Vec::new(),
+        bytes: 0,
+        logical: 0,
+        group: Some(GroupCut { name: "shop".to_owned(), cut: Uuid::from_u128(cut), members }),
+    };
+    commit::append(&commit::line(vault, machine), header, &[], None).await.unwrap();
+}
+
+#[tokio::test]
+async fn points_of_a_group_say_whether_the_group_has_the_whole_cut() {
+    let vault = memory_vault().await;
+    append_share(&vault, "a", 1, EntryKind::Crash, 11).await;
+    let complete = async |machine: &str| -> Vec<_> {
+        let points = points(&vault, machine).await.unwrap();
+        points.into_iter().map(|point| point.group.unwrap().complete.unwrap()).collect()
+    };
+    assert_eq!(complete("a").await, [false], "the other has no line yet");
+    append_share(&vault, "b", 1, EntryKind::Crash, 12).await;
+    append_share(&vault, "a", 2, EntryKind::Crash, 12).await;
+    append_share(&vault, "a", 3, EntryKind::Crash, 13).await;
+    assert_eq!(complete("a").await, [false, true, false]);
+    assert_eq!(complete("b").await, [true]);
+}
+
+#[tokio::test]
+async fn the_newest_application_consistent_point_has_a_name() {
+    let vault = memory_vault().await;
+    append_share(&vault, "m", 1, EntryKind::Crash, 1).await;
+    let none = resolved(&vault, "latest-app-consistent").await.unwrap_err();
+    assert_eq!(none.kind, Kind::NotFound);
+    append_share(&vault, "m", 2, EntryKind::Application, 2).await;
+    append_share(&vault, "m", 3, EntryKind::Application, 3).await;
+    append_share(&vault, "m", 4, EntryKind::Crash, 4).await;
+    assert_eq!(resolved(&vault, "latest-app-consistent").await.unwrap(), "g1-3");
+    assert_eq!(resolved(&vault, "latest").await.unwrap(), "g1-4");
+}
+
 #[tokio::test]
 async fn a_header_larger_than_the_first_read_is_read_whole() {
     let vault = memory_vault().await;
@@ -121,6 +172,7 @@ async fn a_header_larger_than_the_first_read_is_read_whole() {
         disks: (0..500).map(disk).collect(),
         bytes: 0,
         logical: 0,
+        group: None,
     };
     commit::append(&commit::line(&vault, "m"), header, &[], None).await.unwrap();
     assert_eq!(points(&vault, "m").await.unwrap()[0].disks.len(), 500);

@@ -23,6 +23,7 @@ fn header(number: u64) -> Header {
         }],
         bytes: 0,
         logical: 0,
+        group: None,
     }
 }
 

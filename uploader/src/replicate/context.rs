@@ -4,9 +4,10 @@
 //! it, one read of entry head+1 tells whether a reply was lost or another writer has taken over.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nbd_proxy::tracking::CutRequest;
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -37,6 +38,10 @@ pub(super) struct Context {
     /// Those whose cut has been taken.
     pub serving: Vec<Waiter>,
     pub last_cut: Instant,
+    /// The next cut is the first since the loop began, or began again: nothing older will do.
+    pub fresh: bool,
+    /// The newest stretch of time that had its application-consistent point, or its attempt at one.
+    pub app_stretch: Option<u128>,
     /// Requests made through vaults that were closed since.
     pub past: Counts,
     pub throttle: Throttle,
@@ -55,6 +60,15 @@ pub(super) struct Ready {
 }
 
 impl Context {
+    /// What the cut that is to become a point must be, for the policy and for those who wait.
+    pub fn wanted(&self) -> CutRequest {
+        let asked = self.serving.iter().map(|waiter| waiter.asked.elapsed()).min();
+        let max_age = if self.fresh { Duration::ZERO } else { asked.unwrap_or(Duration::MAX) };
+        let stretch = self.settings.app_stretch();
+        let due = stretch.is_some() && stretch != self.app_stretch;
+        CutRequest { max_age, application: due || self.serving.iter().any(|waiter| waiter.application) }
+    }
+
     /// Opens the vault and makes sure that the line is ours.
     pub async fn prepare(&mut self) -> Result<Ready> {
         self.status.send_modify(|status| {
@@ -141,6 +155,7 @@ impl Context {
             disks,
             bytes: 0,
             logical: 0,
+            group: None,
         }
     }
 

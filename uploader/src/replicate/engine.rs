@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::ZonedDateTime;
-use nbd_proxy::tracking::{Cut, MachineInfo, SyncScope};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
 
@@ -63,7 +63,19 @@ impl Engine {
         let (serving, past) = (Vec::new(), Counts::default());
         let throttle = Throttle::new(settings.copy_limit);
         Self {
-            ctx: Context { settings, source, status, connect, inbox, serving, last_cut, past, throttle },
+            ctx: Context {
+                settings,
+                source,
+                status,
+                connect,
+                inbox,
+                serving,
+                last_cut,
+                fresh: true,
+                app_stretch: None,
+                past,
+                throttle,
+            },
             ready: None,
         }
     }
@@ -91,6 +103,7 @@ impl Engine {
 
     /// Closes the vault; the next step begins from what is durable.
     pub fn forget(&mut self) {
+        self.ctx.fresh = true;
         if let Some(ready) = self.ready.take() {
             self.ctx.past = self.ctx.past + ready.vault.store.counts();
             let past = self.ctx.past;
@@ -120,7 +133,7 @@ impl Engine {
     pub fn refuse_waiters(&mut self, error: &Error) {
         for waiter in self.ctx.serving.drain(..).chain(self.ctx.inbox.take()) {
             let copy = Error::new(error.kind, &error.object, &error.message).remedy(&error.remedy);
-            let _ = waiter.send(Err(copy));
+            let _ = waiter.reply.send(Err(copy));
         }
     }
 
@@ -174,8 +187,8 @@ impl Work<'_> {
     }
 
     /// Cuts; `None` if a disk is not tracked as expected any more.
-    pub async fn cut(&mut self) -> Result<Option<Cut>> {
-        let cut = match self.ctx.source.cut().await {
+    pub async fn cut(&mut self, request: CutRequest) -> Result<Option<Cut>> {
+        let cut = match self.ctx.source.cut(request).await {
             Ok(cut) => cut,
             Err(e) if e.kind == Kind::NotReady && self.changed().await? => return Ok(None),
             Err(e) => return Err(e),
@@ -204,17 +217,24 @@ impl Work<'_> {
     async fn point(&mut self, before: Counts) -> Result<bool> {
         self.ctx.status.send_modify(|status| status.phase = Phase::Cycle);
         self.ctx.serving.extend(self.ctx.inbox.take());
-        let Some(cut) = self.cut().await? else { return Ok(false) };
+        let (request, stretch) = (self.ctx.wanted(), self.ctx.settings.app_stretch());
+        let Some(cut) = self.cut(request).await? else { return Ok(false) };
         let Some((uploaded, embedded)) = self.ship_closing(&cut).await? else { return Ok(false) };
         let copied = self.ready.journal.iter().flat_map(|journal| journal.deltas());
         let deltas: Vec<&Uploaded> = copied.chain(&uploaded).collect();
-        let header = self.ctx.header(&self.ready.state, EntryKind::Crash, cut.time, self.disks_of(&cut));
+        let kind = if cut.application { EntryKind::Application } else { EntryKind::Crash };
+        let mut header = self.ctx.header(&self.ready.state, kind, cut.time, self.disks_of(&cut));
+        header.group.clone_from(&cut.group);
         let outcome = commit::append(&self.ready.line, header, &deltas, embedded.as_ref()).await?;
         let synced = self.ready.state.sync.clone();
         match outcome {
             Outcome::Committed(point) => {
                 self.ctx.remember(self.ready, &point)?;
-                self.report(&point, before);
+                self.ctx.fresh = false;
+                if request.application {
+                    self.ctx.app_stretch = stretch;
+                }
+                self.report(&point, &cut, request, before);
             }
             Outcome::Adopted(point) => {
                 // What waits is served by the next cut, which includes this one.
@@ -287,26 +307,35 @@ impl Work<'_> {
         Target { vault: &self.ready.vault, machine: &self.ctx.settings.machine, number }
     }
 
-    fn report(&mut self, point: &Committed, before: Counts) {
+    fn report(&mut self, point: &Committed, cut: &Cut, asked: CutRequest, before: Counts) {
         let spent = self.ready.vault.store.counts().since(before);
         let header = point.header();
         let report = CutReport {
             point: header.id(),
             time: header.time,
+            kind: header.kind,
+            notes: cut.notes.clone(),
             bytes: spent.bytes_up,
             puts: spent.puts,
             gets: spent.gets,
             lists: spent.lists,
         };
+        let (machine, point, notes) = (&self.ctx.settings.machine, report.point, report.notes.join("; "));
+        if asked.application && !cut.application {
+            tracing::warn!(%machine, %point, "{notes}");
+        } else if !cut.notes.is_empty() && self.ctx.status.borrow().notes != cut.notes {
+            tracing::info!(%machine, %point, "{notes}");
+        }
         // Whoever hears of the point must also see it.
         self.ctx.status.send_modify(|status| {
             status.points += 1;
             status.head = Some(report.point);
             status.newest = Some(report.time);
+            status.notes.clone_from(&report.notes);
             status.well();
         });
         for waiter in self.ctx.serving.drain(..) {
-            let _ = waiter.send(Ok(report.clone()));
+            let _ = waiter.reply.send(Ok(report.clone()));
         }
     }
 

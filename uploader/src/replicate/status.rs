@@ -105,6 +105,9 @@ pub struct Status {
     pub sync_cause: String,
     /// This writer's generation; zero before the first claim.
     pub generation: u64,
+    /// What the newest point is not though it was to be, and why: "crash-consistent: …".
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// The newest point.
     pub head: Option<PointId>,
     /// Its instant.
@@ -142,6 +145,7 @@ impl Status {
             activity: String::new(),
             sync_cause: String::new(),
             generation: 0,
+            notes: Vec::new(),
             head: None,
             newest: None,
             points: 0,

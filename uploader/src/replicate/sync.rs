@@ -32,7 +32,7 @@
 //! now. Nothing of the machine begins before: no point could be made of it, and logs that nobody ships would fill up. What
 //! the proxy does meanwhile is what it did before: it marks what is written, or logs as long as there is room.
 
-use nbd_proxy::tracking::{DiskInfo, MachineInfo, SyncScope};
+use nbd_proxy::tracking::{CutRequest, DiskInfo, MachineInfo, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use uuid::Uuid;
 
@@ -114,7 +114,7 @@ impl Work<'_> {
         let mut waiting = Vec::new();
         // What has begun goes on.
         for Fresh { disk, known, .. } in fresh.iter().filter(|fresh| fresh.planned.is_none()) {
-            let whole = known.as_ref().is_none_or(|known| disk.base != Some(known.tracking));
+            let whole = known.as_ref().is_none_or(|known| !disk.bases.contains(&known.tracking));
             if whole && !matches!(self.head(&disk.name).await?, Head::Nothing) {
                 waiting.push(*disk);
             }
@@ -284,7 +284,7 @@ impl Work<'_> {
 
     /// Ships the log so far, so that it can be released; `false` means that tracking changed.
     pub async fn intermediate_cut(&mut self) -> Result<bool> {
-        let Some(cut) = self.cut().await? else { return Ok(false) };
+        let Some(cut) = self.cut(CutRequest::default()).await? else { return Ok(false) };
         let mut packing = ship::pack_cut(&cut).await?;
         let mut uploaded = Vec::new();
         let keep = |delta, ()| {

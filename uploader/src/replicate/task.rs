@@ -102,7 +102,7 @@ impl Task {
 
     /// Makes a step; a command that changes what is to be done drops it, which is what a kill would do.
     async fn step(&mut self, commands: &mut mpsc::Receiver<Command>) -> Event {
-        self.mode = Mode::Running(Instant::now() + self.engine.settings().interval);
+        self.mode = Mode::Running(Instant::now() + self.engine.settings().until_due());
         let step = self.engine.step();
         tokio::pin!(step);
         loop {

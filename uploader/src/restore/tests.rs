@@ -48,7 +48,8 @@ async fn every_point_of_a_folder_vault_restores_exactly() {
     }
     let vault = Vault::open(&config).await.unwrap();
     let points = listing::points(&vault, "m").await.unwrap();
-    assert_eq!(points.len(), 4);
+    // A loop may make its first point before the one that is asked for.
+    assert!(points.len() >= 4, "{points:?}");
     for info in points {
         let to = dir.path().join(info.id.to_string());
         let seen = Arc::new(Mutex::new((0, 0)));

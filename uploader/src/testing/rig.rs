@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use nbd_proxy::device::{BlockDevice as _, Extent, Write, ZeroMode};
 use nbd_proxy::disk::DiskSettings;
 use nbd_proxy::machine::{Machine, MachineSettings};
-use nbd_proxy::tracking::{Cut, MachineInfo, Round, Sync, SyncScope};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Round, Sync, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -263,6 +263,8 @@ impl Rig {
             resync_window: ResyncWindow::Always,
             clock: Clock::new(jiff::ZonedDateTime::now),
             copy_limit: None,
+            group: None,
+            app_consistent_every: None,
         }
     }
 
@@ -383,10 +385,10 @@ impl Source for Rig {
         self.ask(|_, machine| Ok(machine.info()))
     }
 
-    async fn cut(&self) -> Result<Cut> {
+    async fn cut(&self, request: CutRequest) -> Result<Cut> {
         // Nobody writes while the lock is held: the oracle is what the disks hold at the cut.
         self.ask(|inner, machine| {
-            let cut = machine.cut()?;
+            let cut = machine.cut_as(&request)?;
             inner.cuts.insert(cut.time, inner.oracle.clone());
             if let Some(disk) = inner.overflow.take() {
                 inner.overflow(&disk);

@@ -1,12 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::device::Capabilities;
 
 const CAN: Capabilities =
     Capabilities { read_only: false, trim: true, fast_zero: true, rotational: false, preferred_block: 4096 };
 
 fn export(name: &str) -> ExportInfo {
-    ExportInfo { name: name.into(), description: String::new(), size: 1 << 20, capabilities: CAN }
+    ExportInfo { name: name.into(), description: String::new(), size: 1 << 20, capabilities: CAN, cut: None }
 }
 
 fn option(number: u32, payload: &[u8]) -> Vec<u8> {
@@ -42,7 +43,11 @@ struct Client {
 
 impl Client {
     fn new(exports: &[ExportInfo]) -> Self {
-        let mut negotiation = Negotiation::new(exports.into());
+        Self::with(exports, Tls::Off)
+    }
+
+    fn with(exports: &[ExportInfo], tls: Tls) -> Self {
+        let mut negotiation = Negotiation::new(exports.into(), tls);
         assert_eq!(negotiation.step(&3_u32.to_be_bytes(), &mut Vec::new()), Step::Used(4));
         Self { negotiation }
     }
@@ -94,7 +99,7 @@ fn go_tells_size_and_flags_and_what_was_asked_for() {
     let mut client = Client::new(&[ExportInfo { description: "a disk".into(), ..export("m/one") }]);
     let (step, replies) = client.ask(opt::GO, &go("", &[1, 2, 3, 99]));
     assert!(matches!(step, Step::Go(..)));
-    let flags = export("x").flags(false).to_be_bytes();
+    let flags = export("x").flags(Framing::Simple).to_be_bytes();
     let mut size = 0_u16.to_be_bytes().to_vec();
     size.extend((1_u64 << 20).to_be_bytes());
     size.extend(flags);
@@ -118,7 +123,9 @@ fn info_then_go_agree() {
     let go = client.ask(opt::GO, &go("m/two", &[1, 3]));
     assert_eq!(info.1, go.1);
     assert!(matches!(info.0, Step::Used(_)));
-    assert!(matches!(go.0, Step::Go(_, Negotiated { export: 1, structured: true, allocation: false, .. })));
+    let Step::Go(_, chosen) = go.0 else { panic!("{:?}", go.0) };
+    assert_eq!((chosen.export, chosen.framing), (1, Framing::Structured));
+    assert!(chosen.contexts.is_empty());
 }
 
 #[test]
@@ -131,7 +138,7 @@ fn short_or_trailing_data_is_invalid_and_the_handshake_goes_on() {
     }
     assert_eq!(client.kinds(opt::LIST, b"x"), [rep::ERR_INVALID]);
     assert_eq!(client.kinds(opt::STRUCTURED_REPLY, b"x"), [rep::ERR_INVALID]);
-    assert!(!client.chosen("m/one").structured);
+    assert_eq!(client.chosen("m/one").framing, Framing::Simple);
 }
 
 #[test]
@@ -145,7 +152,7 @@ fn a_name_longer_than_a_string_may_be_is_invalid() {
 #[test]
 fn unknown_options_are_read_and_refused() {
     let mut client = two();
-    for number in [opt::STARTTLS, opt::EXTENDED_HEADERS, 4, 77, u32::MAX] {
+    for number in [opt::STARTTLS, 4, 77, u32::MAX] {
         assert_eq!(client.kinds(number, &[7; 5000]), [rep::ERR_UNSUP]);
     }
     assert_eq!(client.chosen("m/two").export, 1);
@@ -176,7 +183,8 @@ fn what_no_client_needs_drops_the_connection() {
 #[test]
 fn flags_that_were_not_offered_drop_the_connection() {
     for flags in [4_u32, 1 << 16, u32::MAX] {
-        let step = Negotiation::new(Arc::from([export("a")])).step(&flags.to_be_bytes(), &mut Vec::new());
+        let step =
+            Negotiation::new(Arc::from([export("a")]), Tls::Off).step(&flags.to_be_bytes(), &mut Vec::new());
         assert_eq!(step, Step::Drop(Violation::UnknownFlags(flags)));
     }
 }
@@ -184,7 +192,7 @@ fn flags_that_were_not_offered_drop_the_connection() {
 #[test]
 fn export_name_pads_unless_told_not_to_and_drops_unknown_names() {
     for (flags, len) in [(0_u32, 134), (1, 134), (3, 10)] {
-        let mut negotiation = Negotiation::new(Arc::from([export("a")]));
+        let mut negotiation = Negotiation::new(Arc::from([export("a")]), Tls::Off);
         let mut out = Vec::new();
         negotiation.step(&flags.to_be_bytes(), &mut out);
         assert!(matches!(negotiation.step(&option(opt::EXPORT_NAME, b"a"), &mut out), Step::Go(17, _)));
@@ -214,7 +222,7 @@ fn contexts_need_structured_replies_first() {
     for number in [opt::SET_META_CONTEXT, opt::LIST_META_CONTEXT] {
         assert_eq!(client.kinds(number, &contexts("m/one", &["base:allocation"])), [rep::ERR_INVALID]);
     }
-    assert!(!client.chosen("m/one").allocation);
+    assert!(!client.chosen("m/one").contexts.allocation);
 }
 
 #[test]
@@ -231,7 +239,90 @@ fn wildcards_work_in_list_only_and_other_namespaces_are_ignored() {
     }
     let (_, replies) = client.ask(opt::SET_META_CONTEXT, &contexts("m/one", &["base:allocation"]));
     assert_eq!(replies[0], (rep::META_CONTEXT, [&1_u32.to_be_bytes()[..], b"base:allocation"].concat()));
-    assert!(client.chosen("m/one").allocation);
+    assert!(client.chosen("m/one").contexts.allocation);
+}
+
+const CUT: uuid::Uuid = super::super::fuzz::CUT;
+
+#[test]
+fn the_changes_of_the_cut_that_is_out_are_a_context_of_their_own() {
+    let mut client = Client::new(&[ExportInfo { cut: Some(CUT), ..export("m/one") }, export("m/two")]);
+    client.ask(opt::STRUCTURED_REPLY, &[]);
+    let name = format!("qemu:dirty-bitmap:{CUT}");
+    let reply = |id: u32, name: &str| (rep::META_CONTEXT, [&id.to_be_bytes()[..], name.as_bytes()].concat());
+    let done = || (rep::ACK, Vec::new());
+    let listed = |client: &mut Client, export: &str, queries: &[&str]| {
+        client.ask(opt::LIST_META_CONTEXT, &contexts(export, queries)).1
+    };
+    for queries in [&["qemu:"][..], &["qemu:dirty-bitmap:"], &[&name]] {
+        assert_eq!(listed(&mut client, "m/one", queries), [reply(0, &name), done()]);
+        assert_eq!(listed(&mut client, "m/two", queries), [done()], "no cut of that disk is out");
+    }
+    let all = [reply(0, wire::BASE_ALLOCATION), reply(0, &name), done()];
+    assert_eq!(listed(&mut client, "m/one", &[]), all);
+    for queries in
+        [&["qemu:"][..], &["qemu:dirty-bitmap:"], &["qemu:dirty-bitmap:other"], &["qemu:dirty-bitmap"]]
+    {
+        assert_eq!(client.kinds(opt::SET_META_CONTEXT, &contexts("m/one", queries)), [rep::ACK]);
+    }
+    let (_, replies) = client.ask(opt::SET_META_CONTEXT, &contexts("m/one", &[&name, "base:allocation"]));
+    assert_eq!(replies, [reply(1, wire::BASE_ALLOCATION), reply(2, &name), done()]);
+    assert_eq!(client.chosen("m/one").contexts, Contexts { allocation: true, changes: Some(CUT) });
+}
+
+#[test]
+fn extended_headers_imply_structured_replies_and_are_agreed_on_once() {
+    let mut client = two();
+    assert_eq!(client.kinds(opt::EXTENDED_HEADERS, b"x"), [rep::ERR_INVALID]);
+    assert_eq!(client.kinds(opt::STRUCTURED_REPLY, &[]), [rep::ACK]);
+    assert_eq!(client.kinds(opt::EXTENDED_HEADERS, &[]), [rep::ACK]);
+    assert_eq!(client.kinds(opt::EXTENDED_HEADERS, &[]), [rep::ERR_INVALID]);
+    assert_eq!(client.kinds(opt::STRUCTURED_REPLY, &[]), [rep::ERR_EXT_HEADER_REQD]);
+    client.ask(opt::SET_META_CONTEXT, &contexts("m/one", &["base:allocation"]));
+    let chosen = client.chosen("m/one");
+    assert_eq!(chosen.framing, Framing::Extended);
+    assert!(chosen.contexts.allocation, "contexts need nothing else");
+    assert!(chosen.flags & tflag::BLOCK_STATUS_PAYLOAD != 0);
+}
+
+#[test]
+fn where_tls_is_required_nothing_is_told_before_it() {
+    let mut client = Client::with(&[export("m/one")], Tls::Required);
+    let options = [opt::LIST, opt::INFO, opt::GO, opt::STRUCTURED_REPLY, opt::EXTENDED_HEADERS, 77];
+    for number in options.into_iter().chain([opt::LIST_META_CONTEXT, opt::SET_META_CONTEXT]) {
+        assert_eq!(client.kinds(number, &go("m/one", &[])), [rep::ERR_TLS_REQD], "{number}");
+    }
+    assert_eq!(client.kinds(opt::STARTTLS, b"x"), [rep::ERR_INVALID]);
+    assert!(matches!(client.ask(opt::STARTTLS, &[]).0, Step::StartTls(16)));
+    assert_eq!(client.kinds(opt::STARTTLS, &[]), [rep::ERR_INVALID], "TLS begins once");
+    assert_eq!(client.chosen("m/one").export, 0);
+
+    let mut client = Client::with(&[export("m/one")], Tls::Required);
+    assert_eq!(client.ask(opt::EXPORT_NAME, b"m/one").0, Step::Drop(Violation::NotSecure));
+    let mut client = Client::with(&[export("m/one")], Tls::Required);
+    assert_eq!(client.ask(opt::ABORT, &[]).0, Step::Close);
+}
+
+/// What was agreed on in the clear may have been asked by somebody in between.
+#[test]
+fn starttls_forgets_what_was_negotiated_before() {
+    let mut client = Client::with(&[export("m/one")], Tls::Required);
+    // Nothing can be agreed on before today; should that change, it must not survive.
+    client.negotiation.framing = Framing::Extended;
+    client.negotiation.contexts = Some((0, Contexts { allocation: true, changes: None }));
+    client.ask(opt::STARTTLS, &[]);
+    let chosen = client.chosen("m/one");
+    assert_eq!((chosen.framing, chosen.contexts), (Framing::Simple, Contexts::default()));
+}
+
+#[test]
+fn a_choice_that_cannot_be_had_is_refused_in_the_words_of_its_option() {
+    let mut client = two();
+    client.chosen("m/one");
+    assert_eq!(replies(opt::GO, &client.negotiation.refusal("full")), [(rep::ERR_POLICY, b"full".to_vec())]);
+    let mut client = two();
+    client.negotiation.step(&option(opt::EXPORT_NAME, b"m/one"), &mut Vec::new());
+    assert!(client.negotiation.refusal("full").is_empty(), "EXPORT_NAME has no answer but the good one");
 }
 
 #[test]
@@ -243,7 +334,7 @@ fn a_new_set_replaces_the_last_even_when_it_fails() {
         client.ask(opt::STRUCTURED_REPLY, &[]);
         client.ask(opt::SET_META_CONTEXT, &contexts("m/one", &["base:allocation"]));
         client.ask(opt::SET_META_CONTEXT, &payload);
-        assert!(!client.chosen("m/one").allocation);
+        assert!(!client.chosen("m/one").contexts.allocation);
     }
 }
 
@@ -252,35 +343,51 @@ fn contexts_die_when_another_export_is_chosen() {
     let mut client = two();
     client.ask(opt::STRUCTURED_REPLY, &[]);
     client.ask(opt::SET_META_CONTEXT, &contexts("m/one", &["base:allocation"]));
-    assert!(!client.chosen("m/two").allocation);
+    assert!(!client.chosen("m/two").contexts.allocation);
 }
 
 #[test]
 fn flags_advertise_only_what_works() {
     let none = Capabilities { trim: false, fast_zero: false, ..CAN };
-    let flags = |capabilities, structured| ExportInfo { capabilities, ..export("a") }.flags(structured);
+    let flags = |capabilities, framing| ExportInfo { capabilities, ..export("a") }.flags(framing);
+    let (simple, structured, extended) = (Framing::Simple, Framing::Structured, Framing::Extended);
     let base =
         tflag::HAS_FLAGS | tflag::SEND_FLUSH | tflag::SEND_FUA | tflag::CAN_MULTI_CONN | tflag::SEND_CACHE;
-    assert_eq!(flags(none, false), base | tflag::SEND_WRITE_ZEROES);
-    assert_eq!(flags(none, true), base | tflag::SEND_WRITE_ZEROES | tflag::SEND_DF);
+    assert_eq!(flags(none, simple), base | tflag::SEND_WRITE_ZEROES);
+    assert_eq!(flags(none, structured), base | tflag::SEND_WRITE_ZEROES | tflag::SEND_DF);
+    let payload = tflag::BLOCK_STATUS_PAYLOAD;
+    assert_eq!(flags(none, extended), base | tflag::SEND_WRITE_ZEROES | tflag::SEND_DF | payload);
     let all = tflag::SEND_WRITE_ZEROES | tflag::SEND_TRIM | tflag::SEND_FAST_ZERO;
-    assert_eq!(flags(CAN, false), base | all);
-    assert_eq!(flags(Capabilities { read_only: true, ..CAN }, false), base | tflag::READ_ONLY);
+    assert_eq!(flags(CAN, simple), base | all);
+    assert_eq!(flags(Capabilities { read_only: true, ..CAN }, simple), base | tflag::READ_ONLY);
+}
+
+fn texts(queries: &[String]) -> Vec<&str> {
+    queries.iter().map(String::as_str).collect()
 }
 
 /// Options of every kind, well-formed and not.
 fn any_option() -> impl Strategy<Value = Vec<u8>> {
     let name = prop_oneof![Just("a"), Just("b"), Just(""), Just("nope")];
-    let query = prop_oneof![Just("base:"), Just("base:allocation"), Just("x:y")];
+    let cut = format!("qemu:dirty-bitmap:{CUT}");
+    let query = prop_oneof![
+        Just("base:".to_owned()),
+        Just("base:allocation".into()),
+        Just("x:y".into()),
+        Just("qemu:".into()),
+        Just(cut)
+    ];
     let queries = proptest::collection::vec(query, 0..3);
     prop_oneof![
         (name.clone(), proptest::collection::vec(0..5_u16, 0..4))
             .prop_map(|(name, infos)| option(opt::INFO, &go(name, &infos))),
         (name.clone(), queries.clone())
-            .prop_map(|(name, queries)| option(opt::SET_META_CONTEXT, &contexts(name, &queries))),
+            .prop_map(|(name, queries)| option(opt::SET_META_CONTEXT, &contexts(name, &texts(&queries)))),
         (name.clone(), queries)
-            .prop_map(|(name, queries)| option(opt::LIST_META_CONTEXT, &contexts(name, &queries))),
+            .prop_map(|(name, queries)| option(opt::LIST_META_CONTEXT, &contexts(name, &texts(&queries)))),
         Just(option(opt::STRUCTURED_REPLY, &[])),
+        Just(option(opt::EXTENDED_HEADERS, &[])),
+        Just(option(opt::STARTTLS, &[])),
         Just(option(opt::LIST, &[])),
         name.prop_map(|name| option(opt::GO, &go(name, &[3]))),
         (0..13_u32, proptest::collection::vec(any::<u8>(), 0..40))
@@ -294,22 +401,24 @@ proptest! {
     fn however_bytes_are_split_the_handshake_is_the_same(
         options in proptest::collection::vec(any_option(), 1..8),
         cuts in proptest::collection::vec(1..200_usize, 1..50),
+        required in any::<bool>(),
     ) {
         let mut input = 1_u32.to_be_bytes().to_vec();
         options.iter().for_each(|option| input.extend(option));
-        let (whole, expected) = super::super::fuzz::negotiation(&input);
+        let tls = if required { Tls::Required } else { Tls::Off };
+        let (whole, expected) = super::super::fuzz::negotiation(&input, tls);
 
-        let exports = Arc::from([export("a"), ExportInfo {
+        let exports = Arc::from([ExportInfo { cut: Some(CUT), ..export("a") }, ExportInfo {
             capabilities: Capabilities { read_only: true, trim: false, ..CAN }, ..export("b")
         }].map(|export| ExportInfo {
             size: super::super::fuzz::EXPORT_SIZE, description: "fuzzed".into(), ..export
         }));
-        let mut negotiation = Negotiation::new(exports);
+        let mut negotiation = Negotiation::new(exports, tls);
         let (mut out, mut start, mut end) = (Vec::new(), 0, 0);
         let mut sizes = cuts.into_iter().cycle();
         let last = loop {
             match negotiation.step(&input[start..end], &mut out) {
-                Step::Used(used) => start += used,
+                Step::Used(used) | Step::StartTls(used) => start += used,
                 Step::More if end == input.len() => break Step::More,
                 Step::More => end = (end + sizes.next().unwrap()).min(input.len()),
                 step => break step,
@@ -321,7 +430,8 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_break_nothing(input in proptest::collection::vec(any::<u8>(), 0..300)) {
-        super::super::fuzz::negotiation(&input);
+        super::super::fuzz::negotiation(&input, Tls::Off);
+        super::super::fuzz::negotiation(&input, Tls::Required);
         super::super::fuzz::transmission(&input);
     }
 }

@@ -64,3 +64,15 @@ fn an_inbox_gives_its_memory_away_and_goes_on_with_other() {
     receive(&mut inbox, 4, b"next");
     assert_eq!(inbox.bytes(), b"next");
 }
+
+#[test]
+fn a_grown_inbox_goes_on_with_what_is_unread() {
+    let mut inbox = Inbox::new(8);
+    receive(&mut inbox, 8, b"abcdefgh");
+    inbox.consume(3);
+    let mut grown = inbox.grown(16);
+    assert_eq!((grown.bytes(), grown.capacity()), (&b"defgh"[..], 16));
+    receive(&mut grown, 16, b"ijk");
+    assert_eq!(grown.bytes(), b"defghijk");
+    assert_eq!(inbox.grown(2).bytes(), b"defgh", "nothing unread is lost");
+}

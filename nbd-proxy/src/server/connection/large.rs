@@ -8,11 +8,11 @@ use super::super::read;
 use super::super::session::{Job, Work};
 use super::{Connection, Flow};
 use crate::device::Write;
-use crate::nbd::{Cookie, RawRequest, Refusal, Request, reply};
+use crate::nbd::{RawRequest, Refusal, Request, Tag, reply};
 
 /// A WRITE whose payload does not fit the inbox.
 pub(super) struct BigWrite {
-    cookie: Cookie,
+    tag: Tag,
     offset: u64,
     left: usize,
     fua: bool,
@@ -28,16 +28,13 @@ enum Failure {
 impl Connection {
     /// A large READ whose body must be contiguous: sent piece by piece, with the wire held. The first piece is read
     /// before the header promises anything; if a later one fails, the promise can only be broken by hanging up.
-    pub(super) fn stream_body(&mut self, cookie: Cookie, offset: u64, len: usize) -> Flow {
+    pub(super) fn stream_body(&mut self, tag: Tag, offset: u64, len: usize) -> Flow {
         self.run_batch();
         self.flush_out();
         let session = Arc::clone(&self.session);
         let device = &*session.disk.device;
-        let head = match u32::try_from(len) {
-            Ok(len) if session.negotiated.structured => reply::data(cookie, offset, len, true).to_vec(),
-            _ => reply::simple(cookie, None).to_vec(),
-        };
-        self.out.put(&head);
+        let length = u32::try_from(len).unwrap_or(u32::MAX);
+        self.out.put(&reply::data(session.negotiated.framing, tag, offset, length, true));
         let mut sent = 0;
         while sent < len {
             let piece = (len - sent).min(session.chunk);
@@ -49,7 +46,7 @@ impl Connection {
             if let Err(error) = filled {
                 self.out.truncate(0);
                 if sent == 0 {
-                    self.complete(cookie, Err(error));
+                    self.complete(tag, Err(error));
                     return Flow::On;
                 }
                 tracing::debug!(export = session.export, %error, "a read failed behind its header");
@@ -72,14 +69,14 @@ impl Connection {
         Flow::On
     }
 
-    /// A WRITE whose payload is larger than the inbox; its header has been consumed.
+    /// A request whose payload is larger than the inbox; its header has been consumed. Any but a WRITE is refused.
     pub(super) fn begin_big(&self, raw: &RawRequest, payload: usize) -> BigWrite {
-        let (fua, failed) = match raw.validate(&self.session.negotiated) {
+        let (fua, failed) = match raw.validate(&self.session.negotiated, &[]) {
             Ok(Request::Write { fua, .. }) => (fua, None),
-            Ok(_) => (false, None),
+            Ok(_) => (false, Some(Failure::Refused(Refusal::NO_PAYLOAD))),
             Err(refusal) => (false, Some(Failure::Refused(refusal))),
         };
-        BigWrite { cookie: raw.cookie, offset: raw.offset, left: payload, fua, failed }
+        BigWrite { tag: raw.tag(), offset: raw.offset, left: payload, fua, failed }
     }
 
     /// Takes what has arrived of a large payload; `self.big` is set again if more is to come.
@@ -110,17 +107,17 @@ impl Connection {
             return Flow::On;
         }
         match big.failed {
-            Some(Failure::Refused(refusal)) => self.refuse(big.cookie, refusal),
-            Some(Failure::Device(error)) => self.complete(big.cookie, Err(error)),
-            None if big.fua => return self.hand_over(big.cookie, Work::Flush),
-            None => self.complete(big.cookie, Ok(())),
+            Some(Failure::Refused(refusal)) => self.refuse(big.tag, refusal),
+            Some(Failure::Device(error)) => self.complete(big.tag, Err(error)),
+            None if big.fua => return self.hand_over(big.tag, Work::Flush),
+            None => self.complete(big.tag, Ok(())),
         }
         Flow::On
     }
 
     /// Gives a write that fills the inbox by itself to a worker, memory and all, so that the next one is received while
     /// the device takes it. False if that cannot be.
-    pub(super) fn hand_over_slab(&mut self, cookie: Cookie, offset: u64, at: usize, len: usize) -> bool {
+    pub(super) fn hand_over_slab(&mut self, tag: Tag, offset: u64, at: usize, len: usize) -> bool {
         self.run_batch();
         let session = &self.session;
         if !self.inbox.bytes().is_empty() {
@@ -132,7 +129,7 @@ impl Connection {
             return false;
         }
         let buf = self.inbox.give_away(other);
-        Job::submit(session, cookie, Work::Slab { offset, at, len, buf }, len);
+        Job::submit(session, tag, Work::Slab { offset, at, len, buf }, len);
         true
     }
 }

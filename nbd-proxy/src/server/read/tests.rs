@@ -2,10 +2,10 @@ use super::*;
 use crate::nbd::wire::CHUNK_LEN;
 use crate::testing::{BLOCK, MemDevice};
 
-const SESSION: Negotiated = Negotiated { export: 0, size: 0, flags: 0, structured: true, allocation: false };
+const FRAMING: Framing = Framing::Structured;
 
 fn answer(len: usize) -> Answer {
-    Answer { cookie: 1, offset: 0, len, whole: false, last: true, wait: true }
+    Answer { tag: Tag { cookie: 1, offset: 0 }, offset: 0, len, whole: false, last: true, wait: true }
 }
 
 fn block(device: &MemDevice, index: usize) {
@@ -19,7 +19,7 @@ fn a_very_fragmented_range_fits_its_room() {
     (0..256).step_by(2).for_each(|index| block(&device, index));
     let answer = answer(1 << 20);
     let mut out = Staging::new(answer.room());
-    assert!(fill(&device, &SESSION, &answer, &mut out, &mut Vec::new()).unwrap());
+    assert!(fill(&device, FRAMING, &answer, &mut out, &mut Vec::new()).unwrap());
     let (mut bytes, mut at, mut chunks) = (out.bytes(), 0, 0);
     while let [head @ .., _] = bytes
         && head.len() >= CHUNK_LEN
@@ -44,10 +44,10 @@ fn a_failure_or_a_wait_leaves_the_buffer_as_it_was() {
     let mut out = Staging::new(2 << 20);
     out.put(b"before");
     device.bad_byte.store(3 * 4096, std::sync::atomic::Ordering::SeqCst);
-    assert!(fill(&device, &SESSION, &answer(1 << 16), &mut out, &mut Vec::new()).is_err());
+    assert!(fill(&device, FRAMING, &answer(1 << 16), &mut out, &mut Vec::new()).is_err());
     device.bad_byte.store(u64::MAX, std::sync::atomic::Ordering::SeqCst);
     device.cold.store(true, std::sync::atomic::Ordering::SeqCst);
     let impatient = Answer { wait: false, ..answer(1 << 16) };
-    assert!(!fill(&device, &SESSION, &impatient, &mut out, &mut Vec::new()).unwrap());
+    assert!(!fill(&device, FRAMING, &impatient, &mut out, &mut Vec::new()).unwrap());
     assert_eq!(out.bytes(), b"before");
 }

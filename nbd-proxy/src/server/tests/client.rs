@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::nbd::RawRequest;
-use crate::nbd::wire::{self, chunk, opt};
+use crate::nbd::wire::{self, cflag, chunk, cmd, opt};
+use crate::nbd::{Framing, RawRequest};
 
 /// One reply, put together from its chunks.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,25 +17,39 @@ pub struct Reply {
     pub data: Vec<(u64, Vec<u8>)>,
     /// `(offset, length)` of holes.
     pub holes: Vec<(u64, u32)>,
-    /// `(length, status)`.
-    pub extents: Vec<(u32, u32)>,
+    /// Id, and `(length, status)` of each extent.
+    pub contexts: Vec<(u32, Vec<(u64, u64)>)>,
     pub text: String,
 }
 
 pub struct Client<S> {
     pub stream: S,
-    structured: bool,
+    framing: Framing,
+    /// Offset of the request that was sent last.
+    offset: u64,
 }
 
 impl Client<UnixStream> {
     /// Connects to `export` with structured replies and block status.
     pub fn new(socket: &Path, export: &str) -> Self {
+        Self::with(socket, export, Framing::Structured, &[wire::BASE_ALLOCATION])
+    }
+
+    /// Connects to `export` with extended headers and block status.
+    pub fn extended(socket: &Path, export: &str) -> Self {
+        Self::with(socket, export, Framing::Extended, &[wire::BASE_ALLOCATION])
+    }
+
+    /// Connects to `export` in a framing that has contexts.
+    pub fn with(socket: &Path, export: &str, framing: Framing, contexts: &[&str]) -> Self {
         let mut client = Self::hello(socket);
-        client.option(opt::STRUCTURED_REPLY, &[]);
-        client.structured = true;
-        let name = string(export);
-        let context = [&name[..], &1_u32.to_be_bytes(), &string(wire::BASE_ALLOCATION)].concat();
-        client.option(opt::SET_META_CONTEXT, &context);
+        let extended = framing == Framing::Extended;
+        client.option(if extended { opt::EXTENDED_HEADERS } else { opt::STRUCTURED_REPLY }, &[]);
+        client.framing = framing;
+        let count = u32::try_from(contexts.len()).unwrap();
+        let mut query = [&string(export)[..], &count.to_be_bytes()].concat();
+        contexts.iter().for_each(|context| query.extend(string(context)));
+        client.option(opt::SET_META_CONTEXT, &query);
         client.go(export);
         client
     }
@@ -54,14 +68,23 @@ impl Client<UnixStream> {
 
     fn over(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Self { stream, structured: false }.greeted()
+        Self { stream, framing: Framing::Simple, offset: 0 }.greeted()
     }
 }
 
 impl<S: Read + Write> Client<S> {
+    /// Takes over a stream on which the server has been greeted, with structured replies.
+    pub fn chosen(stream: S, export: &str) -> Self {
+        let mut client = Self { stream, framing: Framing::Simple, offset: 0 };
+        client.option(opt::STRUCTURED_REPLY, &[]);
+        client.framing = Framing::Structured;
+        client.go(export);
+        client
+    }
+
     /// Takes over a connected stream of any kind, with simple replies.
     pub fn on(stream: S, export: &str) -> Self {
-        let mut client = Self { stream, structured: false }.greeted();
+        let mut client = Self { stream, framing: Framing::Simple, offset: 0 }.greeted();
         client.go(export);
         client
     }
@@ -101,7 +124,15 @@ impl<S: Read + Write> Client<S> {
     }
 
     pub fn send(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, len: u32, payload: &[u8]) {
-        let header = RawRequest { flags, command, cookie, offset, len }.encode();
+        let says = self.framing == Framing::Extended && command == cmd::WRITE;
+        let flags = if says { flags | cflag::PAYLOAD_LEN } else { flags };
+        self.send_raw(RawRequest { flags, command, cookie, offset, len: len.into() }, payload);
+    }
+
+    /// Sends a request as it is.
+    pub fn send_raw(&mut self, request: RawRequest, payload: &[u8]) {
+        self.offset = request.offset;
+        let header = request.encode(self.framing);
         self.stream.write_all(&[&header[..], payload].concat()).unwrap();
     }
 
@@ -137,17 +168,27 @@ impl<S: Read + Write> Client<S> {
         if magic == wire::SIMPLE_REPLY_MAGIC {
             reply.errno = self.u32();
             reply.cookie = self.u64();
+            assert!(self.framing != Framing::Extended, "extended headers rule simple replies out");
             if reply.errno == 0 && len > 0 {
-                assert!(!self.structured, "a structured client never gets data in a simple reply");
+                assert!(
+                    self.framing == Framing::Simple,
+                    "a structured client never gets data in a simple reply"
+                );
                 reply.data.push((0, self.take(len)));
             }
             return true;
         }
-        assert_eq!(magic, wire::CHUNK_MAGIC);
-        assert!(self.structured, "a simple client never gets a chunk");
+        assert!(self.framing != Framing::Simple, "a simple client never gets a chunk");
         let word = self.u32();
         reply.cookie = self.u64();
-        let len = self.u32();
+        let len = if self.framing == Framing::Extended {
+            assert_eq!(magic, wire::EXTENDED_CHUNK_MAGIC);
+            assert_eq!(self.u64(), self.offset, "a chunk repeats the offset of its request");
+            u32::try_from(self.u64()).unwrap()
+        } else {
+            assert_eq!(magic, wire::CHUNK_MAGIC);
+            self.u32()
+        };
         let kind = u16::try_from(word & 0xffff).unwrap();
         match kind {
             chunk::NONE => assert_eq!(len, 0),
@@ -162,8 +203,18 @@ impl<S: Read + Write> Client<S> {
                 reply.holes.push(hole);
             }
             chunk::BLOCK_STATUS => {
-                assert_eq!(self.u32(), wire::BASE_ALLOCATION_ID);
-                reply.extents = (0..(len - 4) / 8).map(|_| (self.u32(), self.u32())).collect();
+                assert_eq!(self.framing, Framing::Structured);
+                let context = self.u32();
+                let extents = (0..(len - 4) / 8).map(|_| (self.u32().into(), self.u32().into()));
+                let extents = extents.collect();
+                reply.contexts.push((context, extents));
+            }
+            chunk::BLOCK_STATUS_EXT => {
+                assert_eq!(self.framing, Framing::Extended);
+                let (context, count) = (self.u32(), self.u32());
+                assert_eq!(len, 8 + 16 * count);
+                let extents = (0..count).map(|_| (self.u64(), self.u64())).collect();
+                reply.contexts.push((context, extents));
             }
             chunk::ERROR => {
                 reply.errno = self.u32();
@@ -193,12 +244,22 @@ impl<S: Read + Write> Client<S> {
     pub fn is_closed(&mut self) -> bool {
         match io::copy(&mut self.stream, &mut io::sink()) {
             Ok(_) => true,
-            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+            Err(error) => {
+                matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof)
+            }
         }
     }
 }
 
 impl Reply {
+    /// The extents of what is allocated, if nothing else was told.
+    pub fn extents(&self) -> &[(u64, u64)] {
+        match &self.contexts[..] {
+            [(wire::BASE_ALLOCATION_ID, extents)] => extents,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// The bytes of `[offset, offset + len)`; every one must have been answered exactly once.
     pub fn bytes(&self, offset: u64, len: u32) -> Vec<u8> {
         if let [(0, data)] = &self.data[..]

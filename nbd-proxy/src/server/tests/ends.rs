@@ -112,24 +112,6 @@ fn a_handshake_has_a_deadline() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_closed_and_the_place_is_free_again() {
-    let limits = Limits { connections: 2, ..Limits::default() };
-    let stand = Stand::with(MemDevice::new(MIB), limits);
-    let first = Client::new(&stand.socket, "m/disk");
-    let mut second = Client::new(&stand.socket, "m/disk");
-    let mut third = UnixStream::connect(&stand.socket).unwrap();
-    assert_eq!(std::io::copy(&mut third, &mut std::io::sink()).unwrap(), 0);
-    assert_eq!(stand.server.connections("m/disk"), 2);
-    drop(first);
-    until("it is gone", || stand.server.connections("m/disk") == 1);
-    until("the place is free", || {
-        let mut stream = UnixStream::connect(&stand.socket).unwrap();
-        std::io::Read::read(&mut stream, &mut [0; 18]).unwrap() > 0
-    });
-    assert_eq!(second.write(0, &[1]), 0);
-}
-
-#[test]
 fn disconnect_and_abort_close_the_connection() {
     let stand = Stand::new(MemDevice::new(MIB));
     let mut client = Client::new(&stand.socket, "m/disk");
@@ -266,4 +248,31 @@ fn one_device_under_two_sockets_is_one_disk() {
     assert_eq!(server.connections("m/disk"), 2);
     assert_eq!(clients[0].write(0, &[5]), 0);
     assert_eq!(clients[1].read(0, 1), [5]);
+}
+
+#[test]
+fn a_handed_over_socket_refuses_nobody_and_belongs_to_the_next_server() {
+    let stand = Stand::new(MemDevice::new(MIB));
+    let mut client = Client::new(&stand.socket, "m/disk");
+    stand.device.gate.shut();
+    client.send(cmd::WRITE, cflag::FUA, 2, 0, 3, &[1, 2, 3]);
+    until("it waits", || stand.device.gate.waiting() == 1);
+    let Stand { server, device, socket, _folder: folder } = stand;
+    let handing = std::thread::spawn(move || server.hand_over());
+    std::thread::sleep(Duration::from_millis(20));
+    // Who comes in between is not refused.
+    let waiting = UnixStream::connect(&socket).unwrap();
+    device.gate.open();
+    assert_eq!(client.reply(0).errno, 0, "what was in flight is answered");
+    assert!(client.is_closed());
+    let [handed] = <[HandedOver; 1]>::try_from(handing.join().unwrap()).unwrap();
+    assert!(handed.ours && socket.exists());
+    assert_eq!(Arc::strong_count(&device), 1, "no device is referred to");
+
+    let inherited = Inherited { socket: Listening::Unix(handed.fd.into()), ours: handed.ours };
+    let next = Listener { inherited: Some(inherited), ..listener(socket.clone(), &device) };
+    let server = Server::start(vec![next], Limits::default()).unwrap();
+    assert_eq!(Client::on(waiting, "m/disk").read(0, 3), [1, 2, 3], "who waited is served by the next one");
+    server.stop();
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0, "which removes the file at its end");
 }

@@ -8,24 +8,33 @@ use std::sync::atomic::Ordering;
 use super::client::{Client, Reply};
 use super::*;
 use crate::device::{Capabilities, ZeroMode};
-use crate::nbd::RawRequest;
 use crate::nbd::wire::{Errno, cflag, cmd};
+use crate::nbd::{Framing, RawRequest};
 
 const MIB: usize = 1 << 20;
+
+const FRAMINGS: [Framing; 3] = [Framing::Simple, Framing::Structured, Framing::Extended];
+
+fn connect(stand: &Stand, framing: Framing) -> Client<UnixStream> {
+    match framing {
+        Framing::Simple => Client::simple(&stand.socket, "m/disk"),
+        Framing::Structured => Client::new(&stand.socket, "m/disk"),
+        Framing::Extended => Client::extended(&stand.socket, "m/disk"),
+    }
+}
 
 #[test]
 fn what_is_written_is_read_back_at_any_length() {
     let stand = Stand::new(MemDevice::new(80 * MIB));
-    for structured in [true, false] {
-        let mut client =
-            if structured { Client::new(&stand.socket, "m/disk") } else { Client::simple(&stand.socket, "") };
+    for framing in FRAMINGS {
+        let mut client = connect(&stand, framing);
         for (index, len) in [1, 511, 4096, 65_537, MIB - 28, MIB - 27, MIB, 3 * MIB + 5, 33 * MIB, 64 * MIB]
             .into_iter()
             .enumerate()
         {
             let data = pattern(len, index);
             assert_eq!(client.write(4097, &data), 0);
-            assert!(client.read(4097, u32::try_from(len).unwrap()) == data, "{len} {structured}");
+            assert!(client.read(4097, u32::try_from(len).unwrap()) == data, "{len} {framing:?}");
         }
     }
 }
@@ -68,7 +77,7 @@ fn write_together(client: &mut Client<UnixStream>, count: u8) {
     for cookie in 0..count {
         let offset = u64::from(cookie) * 4096;
         let header = RawRequest { flags: 0, command: cmd::WRITE, cookie: cookie.into(), offset, len: 4096 };
-        together.extend(header.encode());
+        together.extend(header.encode(Framing::Structured));
         together.extend([cookie + 1; 4096]);
     }
     client.stream.write_all(&together).unwrap();
@@ -96,7 +105,8 @@ fn large_writes_in_a_row_are_received_while_the_device_takes_them() {
     let sending = std::thread::spawn(move || {
         for cookie in 0..100_u64 {
             let offset = cookie * u64::from(len);
-            let header = RawRequest { flags: 0, command: cmd::WRITE, cookie, offset, len }.encode();
+            let header = RawRequest { flags: 0, command: cmd::WRITE, cookie, offset, len: len.into() };
+            let header = header.encode(Framing::Structured);
             let data = pattern(len as usize, usize::try_from(cookie).unwrap());
             sender.write_all(&[&header[..], &data].concat()).unwrap();
         }
@@ -155,26 +165,22 @@ fn block_status_is_consecutive_and_one_when_asked() {
     client.write(8192, &[1; 4096]);
     client.write(65_536, &[1; 1]);
     let all = client.ask(cmd::BLOCK_STATUS, 0, 100, 1_000_000, &[]);
-    assert_eq!(all.extents[..3], [(8092, 3), (4096, 0), (53_248, 3)]);
-    assert_eq!(all.extents.iter().map(|(len, _)| len).sum::<u32>(), 1_000_000);
+    assert_eq!(all.extents()[..3], [(8092, 3), (4096, 0), (53_248, 3)]);
+    assert_eq!(all.extents().iter().map(|(len, _)| len).sum::<u64>(), 1_000_000);
     let one = client.ask(cmd::BLOCK_STATUS, cflag::REQ_ONE, 8192 + 100, 1000, &[]);
-    assert_eq!(one.extents, [(1000, 0)]);
+    assert_eq!(one.extents(), [(1000, 0)]);
 }
 
 #[test]
 fn refused_requests_leave_the_stream_in_step() {
     let stand = Stand::new(MemDevice::new(MIB));
-    for structured in [true, false] {
-        let mut client = if structured {
-            Client::new(&stand.socket, "m/disk")
-        } else {
-            Client::simple(&stand.socket, "m/disk")
-        };
+    for framing in FRAMINGS {
+        let mut client = connect(&stand, framing);
         for len in [1, 5000, 2 * MIB, 65 * MIB] {
             let data = vec![7; len];
             let reply = client.ask(cmd::WRITE, 0, MIB as u64, u32::try_from(len).unwrap(), &data);
             assert_eq!(reply.errno, Errno::NoSpc.code());
-            assert_eq!(reply.text.is_empty(), !structured);
+            assert_eq!(reply.text.is_empty(), framing == Framing::Simple);
         }
         assert_eq!(client.ask(cmd::READ, 0, u64::MAX, 1, &[]).errno, Errno::Inval.code());
         assert_eq!(client.ask(99, 0, 0, 1, &[]).errno, Errno::Inval.code());

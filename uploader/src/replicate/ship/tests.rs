@@ -13,7 +13,7 @@ fn cut(bytes: u64, records: u64) -> Cut {
     let path = "/nowhere".into();
     let segments = vec![SegmentRef { path, log: Uuid::nil(), segment: 1, records, bytes }];
     let disk = CutDisk { name: "d".to_owned(), size: 0, tracking: Uuid::nil(), segments };
-    Cut { id: Uuid::nil(), time: Timestamp::UNIX_EPOCH, disks: vec![disk] }
+    Cut { id: Uuid::nil(), time: Timestamp::UNIX_EPOCH, disks: vec![disk], ..Cut::default() }
 }
 
 fn delta() -> Encoded {

@@ -193,8 +193,8 @@ fn a_copy_needs_no_thread_that_reading_needs() {
         async fn machine(&self) -> Result<MachineInfo> {
             self.0.machine().await
         }
-        async fn cut(&self) -> Result<Cut> {
-            self.0.cut().await
+        async fn cut(&self, request: tracking::CutRequest) -> Result<Cut> {
+            self.0.cut(request).await
         }
         async fn release(&self, cut: Uuid) -> Result<()> {
             self.0.release(cut).await

@@ -1,0 +1,220 @@
+//! Whatever dies, and whenever: what tracking names covers every difference between disk and vault.
+//!
+//! `LIFEBOAT_ROUNDS` is the number of cases of the property (80; 1,000 in `scripts/soak`).
+
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+
+use super::TrackedDisk;
+use super::losing::{LosingDisk, Platter};
+use super::testing::{End, Replica, settings, write};
+use crate::device::{BlockDevice, ZeroMode};
+use crate::machine::Machine;
+use crate::tracking::SyncScope;
+
+/// Several regions.
+const SIZE: u64 = (14 << 20) + 512;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u64, u8, usize),
+    Zero(u64, u64),
+    Flush,
+    /// Looks for marks to take off, twice: what was written before the first is not idle before the second.
+    Clear,
+    Cycle(End),
+    /// A cut that nobody takes.
+    LostCut,
+    LogBreaks,
+    SyncFails,
+    Kill,
+    Close,
+    PowerLoss(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => (0..SIZE - 70_000, any::<u8>(), 1..70_000usize).prop_map(|(at, byte, len)| Step::Write(at, byte, len)),
+        2 => (0..SIZE - 1, 1..2_000_000u64).prop_map(|(at, len)| Step::Zero(at, len.min(SIZE - at))),
+        3 => Just(Step::Flush),
+        3 => Just(Step::Clear),
+        4 => Just(Step::Cycle(End::Told)),
+        1 => Just(Step::Cycle(End::Committed)),
+        2 => Just(Step::Cycle(End::Abandoned)),
+        1 => Just(Step::LostCut),
+        2 => Just(Step::LogBreaks),
+        1 => Just(Step::SyncFails),
+        2 => Just(Step::Kill),
+        1 => Just(Step::Close),
+        3 => any::<u64>().prop_map(Step::PowerLoss),
+    ]
+}
+
+struct Host {
+    dir: tempfile::TempDir,
+    platter: Arc<Mutex<Platter>>,
+    boot: u32,
+    machine: Option<Arc<Machine>>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = Self { dir, platter: Arc::default(), boot: 0, machine: None };
+        host.open();
+        host
+    }
+
+    fn open(&mut self) {
+        // The last proxy is gone before the next one opens the disk.
+        self.machine = None;
+        let settings = settings(self.dir.path(), "d", SIZE, Some(1 << 30));
+        let backing = LosingDisk::open(&settings.path, &self.platter);
+        let disk = TrackedDisk::open_on(Box::new(backing), "m", &settings, &self.boot.to_string()).unwrap();
+        self.machine = Some(Machine::over("m".to_owned(), vec![Arc::new(disk)]));
+    }
+
+    fn machine(&self) -> &Machine {
+        self.machine.as_ref().unwrap()
+    }
+
+    fn disk(&self) -> &TrackedDisk {
+        self.machine().disk("d").unwrap()
+    }
+
+    /// The host loses power: unsynced sectors are kept or lost as `seed` says, and the log, never synced, with them.
+    fn lose_power(&mut self, seed: u64) {
+        self.machine = None;
+        let mut random = seed | 1;
+        self.platter.lock().unwrap().lose_power(|| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random & 1 == 1
+        });
+        for entry in std::fs::read_dir(self.dir.path().join("lifeboat-logs/m/d")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "seg") && seed & 2 == 0 {
+                std::fs::write(path, b"what the file system had not written yet").unwrap();
+            }
+        }
+        self.boot += 1;
+        self.open();
+    }
+
+    fn apply(&mut self, step: &Step, replica: &mut Replica) {
+        let disk = self.disk();
+        match step {
+            Step::Write(at, byte, len) => write(disk, *at, &vec![*byte; *len]).unwrap(),
+            Step::Zero(at, len) => disk.zero(*at, *len, ZeroMode::default()).unwrap(),
+            // Flushes fail for good once one has failed; the guest has to live with that.
+            Step::Flush => drop(disk.flush()),
+            Step::Clear => (disk.clear_intent(), disk.clear_intent()).0,
+            Step::Cycle(end) => drop(replica.cycle_until(self.machine(), *end)),
+            Step::LostCut => drop(self.machine().cut()),
+            Step::LogBreaks => disk.stop_logging("the test says so").unwrap(),
+            Step::SyncFails => {
+                self.platter.lock().unwrap().fail_sync = true;
+                assert!(disk.flush().is_err());
+                self.platter.lock().unwrap().fail_sync = false;
+            }
+            Step::Kill => self.open(),
+            Step::Close => {
+                // After a failed sync there is no clean close.
+                drop(self.machine().close());
+                self.open();
+            }
+            Step::PowerLoss(seed) => self.lose_power(*seed),
+        }
+    }
+
+    /// The next point is the disk, byte for byte.
+    fn check(&self, replica: &mut Replica) {
+        replica.cycle(self.machine()).unwrap();
+        let platter = self.platter.lock().unwrap();
+        let wrong = platter.cache.iter().zip(&replica.disks["d"]).position(|(disk, vault)| disk != vault);
+        assert_eq!(wrong, None, "the vault differs from the disk at this byte");
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("LIFEBOAT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
+    #[test]
+    fn what_tracking_names_covers_every_difference(steps in prop::collection::vec(step(), 1..40)) {
+        let mut host = Host::new();
+        let mut replica = Replica::default();
+        for step in &steps {
+            host.apply(step, &mut replica);
+        }
+        host.check(&mut replica);
+        // And what the vault holds now is a base to go on from.
+        host.lose_power(3);
+        host.check(&mut replica);
+    }
+}
+
+#[test]
+fn a_power_loss_costs_only_the_marked_regions() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    (0..14).for_each(|at| write(host.disk(), at << 20, &[1; 1 << 20]).unwrap());
+    host.check(&mut replica);
+    host.disk().flush().unwrap();
+    (0..2).for_each(|_| host.disk().clear_intent());
+    write(host.disk(), 9 << 20, &[2; 4096]).unwrap();
+    host.lose_power(2);
+    let info = &host.machine().info().disks[0];
+    assert!(!info.logged && info.cause.contains("power"), "{info:?}");
+    assert_eq!(info.dirty_bytes, 4 << 20, "one region was written since it was last synced and in the vault");
+    assert_eq!(replica.cycle(host.machine()).unwrap(), [SyncScope::Marked]);
+    host.check(&mut replica);
+}
+
+#[test]
+fn a_clean_restart_keeps_the_bitmap() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    host.check(&mut replica);
+    host.disk().stop_logging("the test says so").unwrap();
+    write(host.disk(), 5_000_000, &[1; 4096]).unwrap();
+    host.machine().close().unwrap();
+    host.open();
+    assert_eq!(host.machine().info().disks[0].dirty_bytes, 8192);
+    assert_eq!(replica.cycle(host.machine()).unwrap(), [SyncScope::Dirty]);
+    host.check(&mut replica);
+}
+
+#[test]
+fn an_intent_map_that_cannot_be_written_is_foregone_only_when_the_next_open_will_know() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    host.check(&mut replica);
+    host.disk().intent.refuse(true);
+    write(host.disk(), 5_000_000, &[1; 4096]).unwrap();
+    let info = host.machine().info().disks.remove(0);
+    assert!(!info.logged && info.cause.contains("intent map"), "{info:?}");
+    host.lose_power(1);
+    assert_eq!(replica.cycle(host.machine()).unwrap(), [SyncScope::Whole]);
+    host.check(&mut replica);
+}
+
+#[test]
+fn when_neither_can_be_recorded_a_note_beside_the_image_voids_them() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    host.check(&mut replica);
+    host.disk().intent.refuse(true);
+    host.disk().state.refuse(true);
+    write(host.disk(), 5_000_000, &[1; 4096]).unwrap();
+    assert!(host.dir.path().join(".d.img.lifeboat-void").exists());
+    host.open();
+    assert!(host.machine().info().disks[0].cause.contains("could not be recorded"));
+    assert!(!host.dir.path().join(".d.img.lifeboat-void").exists(), "lifted once the state is right again");
+    assert_eq!(replica.cycle(host.machine()).unwrap(), [SyncScope::Whole]);
+    host.check(&mut replica);
+}
