@@ -35,7 +35,6 @@ use super::intent::Trust;
 use super::state::DiskState;
 use super::tracker::{Mode, Syncing, Tracker};
 use super::void::Void;
-use crate::bitmap::DirtyBitmap;
 use crate::device::Extent;
 use crate::log::format::MAX_DATA;
 use crate::tracking::{Round, Sync, SyncScope};
