@@ -32,6 +32,8 @@ struct Inner {
     write_between: bool,
     /// How much the guest writes, and how far into each disk, whenever a piece is read.
     hot: Option<(usize, usize)>,
+    /// What syncs were about.
+    scopes: BTreeSet<String>,
     /// Ranges that cannot be read, as (disk, offset, end).
     spoilt: Vec<(String, u64, u64)>,
     /// Pieces to read until the proxy dies.
@@ -74,6 +76,7 @@ impl Rig {
             read: 0,
             write_between: false,
             hot: None,
+            scopes: BTreeSet::new(),
             spoilt: Vec::new(),
             reads_left: None,
             overflow: None,
@@ -189,7 +192,12 @@ impl Rig {
 
     /// The guest writes a lot whenever the uploader reads, or not.
     pub fn set_hot(&self, on: bool) {
-        self.with(|inner| inner.hot = on.then_some((1 << 20, 200 << 10)));
+        self.with(|inner| inner.hot = on.then_some((300 << 10, 200 << 10)));
+    }
+
+    /// What syncs were about: scopes, and whether a round followed another.
+    pub fn scopes(&self) -> BTreeSet<String> {
+        self.with(|inner| inner.scopes.clone())
     }
 
     /// From now on, these ranges of `disk` cannot be read.
@@ -402,7 +410,11 @@ impl Source for Rig {
     }
 
     async fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> Result<Sync> {
-        self.ask(|inner, machine| Ok(inner.mark(disk, known, machine.begin_sync(disk, known)?)))
+        self.ask(|inner, machine| Ok(inner.mark(disk, known, machine.begin_sync(disk, known)?))).inspect(
+            |sync| {
+                self.with(|inner| inner.scopes.insert(format!("{:?}", sync.scope)));
+            },
+        )
     }
 
     async fn next_round(&self, disk: &str, known: Option<Uuid>, have: Round, logged: bool) -> Result<Sync> {
@@ -419,6 +431,9 @@ impl Source for Rig {
                 return Ok(sync);
             }
             Ok(inner.mark(disk, known, sync))
+        })
+        .inspect(|sync| {
+            self.with(|inner| inner.scopes.insert(format!("{:?} again", sync.scope)));
         })
     }
 
