@@ -204,6 +204,23 @@ fn a_member_that_is_being_copied_is_left_out_and_takes_no_share() {
     assert!(machines[0].cut_as(&ANY).unwrap().group.is_some(), "together again");
 }
 
+/// The vault lacks what is pending: a power loss must find it marked.
+#[test]
+fn what_is_pending_stays_marked_until_it_is_released() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machines, mut replicas) = shop(dir.path(), &["a", "b"]);
+    let disk = &machines[1].disks[0];
+    let is_marked = || {
+        (0..3).for_each(|_| disk.clear_intent());
+        disk.lock().intent.marked().covers(&(0..512))
+    };
+    put(&machines[1], 0, 1);
+    ship(&machines[0], &mut replicas[0], &ANY);
+    assert!(is_marked());
+    ship(&machines[1], &mut replicas[1], &ANY);
+    assert!(!is_marked(), "the vault has it");
+}
+
 #[test]
 fn a_log_that_broke_voids_the_share() {
     let dir = tempfile::tempdir().unwrap();
