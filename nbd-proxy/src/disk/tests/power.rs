@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::TrackedDisk;
-use super::losing::{LosingDisk, Platter};
-use super::testing::{End, Replica, settings, write};
 use crate::device::{BlockDevice, ZeroMode};
+use crate::disk::TrackedDisk;
+use crate::disk::testing::losing::{LosingDisk, Platter};
+use crate::disk::testing::{End, Replica, settings, write};
 use crate::machine::Machine;
 use crate::tracking::SyncScope;
 
