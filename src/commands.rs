@@ -118,7 +118,7 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Proxy(args) => proxy::run(&context, &args, passed).await,
             Command::Uploader(args) => uploader::run(&context, &args).await,
             Command::Status(args) => status::run(&context, &args).await,
-            Command::Jobs(args) => jobs::run(&context, &args),
+            Command::Jobs(args) => jobs::run(&context, &args).await,
             Command::Wait(args) => wait::run(&context, &args).await,
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Points(args) => points::run(&context, &args).await,

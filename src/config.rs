@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
+use uploader::replicate::ResyncWindow;
 
 pub use backings::check_backings;
 pub use settings::{DEFAULT_CONFIG, RPO_WARNING};
@@ -82,6 +83,10 @@ pub struct Policy {
     pub retry: Vec<Duration>,
     /// The most that a disk's change log may hold in bytes; the proxy's own rule when absent.
     pub log_limit: Option<u64>,
+    /// When whole compares may begin by themselves.
+    pub resync_window: ResyncWindow,
+    /// How many bytes a second of live disks are read for copying; no limit when absent.
+    pub copy_limit: Option<u64>,
     /// From one application-consistent point to the next; none are made when absent.
     pub app_consistent_every: Option<Duration>,
 }

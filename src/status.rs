@@ -64,10 +64,16 @@ pub struct Disk {
     pub name: String,
     /// `initial`, `protected`, `catching-up`, `resync`, `paused`, `failed` or `fenced`.
     pub state: String,
-    /// Bytes of the copy under way that are in the vault.
+    /// Bytes of the copy under way that were read; what had to travel of them is in the vault.
     pub bytes_done: u64,
     /// Bytes of the copy under way.
     pub bytes_total: u64,
+    /// Bytes of it that had to travel.
+    pub bytes_shipped: u64,
+    /// Bytes among them that hashes could not decide upon.
+    pub bytes_undecided: u64,
+    /// Bytes that the newest point lacks because they could not be read.
+    pub bytes_unreadable: u64,
     /// Bytes written since the newest point.
     pub dirty_bytes: u64,
     /// Bytes of change log on local disk.
@@ -82,6 +88,9 @@ impl Machine {
             state: crate::output::word(&disk.state),
             bytes_done: disk.bytes_done,
             bytes_total: disk.bytes_total,
+            bytes_shipped: disk.bytes_shipped,
+            bytes_undecided: disk.bytes_undecided,
+            bytes_unreadable: disk.bytes_unreadable,
             dirty_bytes: disk.dirty_bytes,
             log_bytes: disk.log_bytes,
         });
@@ -113,6 +122,9 @@ impl Machine {
             state: "catching-up".to_owned(),
             bytes_done: 0,
             bytes_total: 0,
+            bytes_shipped: 0,
+            bytes_undecided: 0,
+            bytes_unreadable: 0,
             dirty_bytes: disk.dirty_bytes,
             log_bytes: disk.log_bytes,
         });

@@ -25,7 +25,7 @@ use nbd_proxy::device::{BlockDevice, Extent};
 use nbd_proxy::disk::DiskSettings;
 use nbd_proxy::machine::{Machine, MachineSettings};
 use nbd_proxy::server::{Export, Limits, Listen, Listener, Server};
-use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Round, Sync};
 use uploader::listing::PointName;
 use uploader::replicate::{self, Handle, Settings};
 use uploader::restore::{Checksum, Request, restore};
@@ -244,6 +244,9 @@ async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
         jobs: uploader::jobs::Jobs::open(&dir.join("jobs")).expect("job records"),
         retry_gaps: vec![Duration::from_millis(20)],
         host: "test".to_owned(),
+        resync_window: replicate::ResyncWindow::Always,
+        clock: replicate::Clock::new(jiff::ZonedDateTime::now),
+        copy_limit: None,
         group: None,
         app_consistent_every: None,
     };
@@ -291,6 +294,9 @@ impl Source for InProcess {
     async fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> Result<Sync> {
         let disk = disk.to_owned();
         self.on(move |machine| machine.begin_sync(&disk, known)).await
+    }
+    async fn next_round(&self, disk: &str, known: Option<Uuid>, have: Round, logged: bool) -> Result<Sync> {
+        self.0.next_round(disk, known, have, logged)
     }
     async fn sync_extents(&self, disk: &str, tracking: Uuid, from: u64) -> Result<Vec<Extent>> {
         let disk = disk.to_owned();

@@ -22,7 +22,7 @@ use self::guest::Guest;
 use crate::device::Extent;
 use crate::disk::{DiskSettings, TrackedDisk};
 use crate::ticker::Ticker;
-use crate::tracking::{Cut, CutDisk, CutRequest, MachineInfo, Sync};
+use crate::tracking::{Cut, CutDisk, CutRequest, MachineInfo, Round, Sync};
 use crate::{Error, Kind, Result};
 
 /// What a machine is opened with.
@@ -176,6 +176,12 @@ impl Machine {
     /// is the tracking id under which the vault was last exact.
     pub fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> Result<Sync> {
         self.disk(disk)?.begin_sync(known)
+    }
+
+    /// Goes on with a sync that has lost its log: with the same round if that is not complete, else with one of what was written
+    /// since it began, logged or not. A round that is not known any more begins the sync anew, as [`Machine::begin_sync`] does.
+    pub fn next_round(&self, disk: &str, known: Option<Uuid>, have: Round, logged: bool) -> Result<Sync> {
+        self.disk(disk)?.next_round(known, have, logged)
     }
 
     /// What a sync copies at or after byte `from`; empty at the end. May be partial.

@@ -37,6 +37,8 @@ pub struct DiskInfo {
     pub cause: String,
     /// Whether a sync under `tracking` has been begun and not ended.
     pub syncing: bool,
+    /// The ids under one of which the vault has to be exact for a sync to be less than whole.
+    pub bases: Vec<Uuid>,
     /// Bytes in blocks written since the last released cut (upper bound of what the next delta reads).
     pub dirty_bytes: u64,
     /// Bytes held by log segments on local disk.
@@ -128,6 +130,24 @@ pub struct Sync {
     pub cause: String,
     /// Size of the disk in bytes.
     pub size: u64,
+    /// Names the extents: see [`Round`].
+    pub round: Uuid,
+    /// The complete round that this one follows; without one the sync has just begun.
+    pub follows: Option<Uuid>,
+    /// Whether writes are being logged, so that a cut can end the sync. If not, another round has to follow this one.
+    pub logged: bool,
+}
+
+/// How far a caller came with a round of a sync.
+///
+/// A sync that outlives its log goes on in rounds: what is written while the blocks of one round are copied, by whatever
+/// name it is known (a record in a log that was lost, a bit), is what the next round names. The last round is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Round {
+    /// Which round.
+    pub id: Uuid,
+    /// All that it named is durable in the vault.
+    pub complete: bool,
 }
 
 /// What a [`Sync`] copies.

@@ -101,7 +101,14 @@ fn people(restored: &Restored) -> String {
         ]
     });
     let table = output::table(&["DISK", "FILE", "SIZE", "SHA-256"], rows);
-    format!("point {} of {}\n{table}", restored.point, output::instant(restored.time))
+    let mut text = format!("point {} of {}\n{table}", restored.point, output::instant(restored.time));
+    for disk in &restored.disks {
+        for gap in &disk.unreadable {
+            let place = format!("{} at {}", output::size(gap.len), gap.offset);
+            text.push_str(&format!("\n{}: {place} could not be read when the disk was copied", disk.name));
+        }
+    }
+    text
 }
 
 /// The job record. Only hosts with a configuration keep one; a restore does not fail for want of it.

@@ -5,7 +5,7 @@ use nbd_proxy::Result;
 use super::Context;
 use crate::output;
 
-/// Copy a machine's disks whole again
+/// Compare a machine's disks with the vault, now, and ship what differs
 ///
 /// Points stay. Only useful when a disk was changed behind the proxy's back.
 #[derive(Debug, clap::Args)]
@@ -13,10 +13,16 @@ use crate::output;
 pub struct Args {
     /// The machine
     pub machine: String,
+    /// Only begin what waits for the resync window
+    #[arg(long)]
+    pub now: bool,
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<()> {
-    super::ask(context, &args.machine, "resync").await?;
+    super::ask(context, &args.machine, if args.now { "resync/now" } else { "resync" }).await?;
     let answer = serde_json::json!({ "machine": args.machine });
-    output::answer(context.json, &answer, |_| format!("{} will be copied again", args.machine))
+    output::answer(context.json, &answer, |_| match args.now {
+        true => format!("{} does not wait for the resync window", args.machine),
+        false => format!("{} will be compared with the vault", args.machine),
+    })
 }

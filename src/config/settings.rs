@@ -9,7 +9,7 @@ use std::time::Duration;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Deserialize;
 
-use super::units::{Size, Span};
+use super::units::{Rate, Size, Span, Window};
 use super::{Secret, refuse};
 
 /// Read when neither `--config` nor `LIFEBOAT_CONFIG` names a file.
@@ -28,6 +28,10 @@ pub const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 pub const RETRY_COUNT: RangeInclusive<usize> = 1..=16;
 /// The least `policy.log_limit`, in bytes: a segment that records, one in transit, and room to roll.
 pub const LOG_LIMIT_MIN: u64 = 16 << 20;
+/// `policy.resync_window`.
+pub const RESYNC_WINDOW: &str = "18:30-06:00";
+/// The least `policy.copy_limit`, in bytes a second: a piece that is read at once.
+pub const COPY_LIMIT_MIN: u64 = 1 << 20;
 /// What `policy.app_consistent_every` may be.
 pub const APP_CONSISTENT_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
@@ -84,6 +88,8 @@ pub struct Policy {
     pub interval: Option<Span>,
     pub retry: Option<Vec<Span>>,
     pub log_limit: Option<Size>,
+    pub resync_window: Option<Window>,
+    pub copy_limit: Option<Rate>,
     pub app_consistent_every: Option<Span>,
 }
 

@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nbd_proxy::Kind;
+use uploader::replicate::ResyncWindow;
 
 use super::*;
 
@@ -39,7 +40,8 @@ fn a_plain_file_gets_every_default() {
 fn a_machines_policy_goes_over_the_general_one() {
     let rest = format!(
         "[policy]\ninterval = \"5m\"\n[[machine]]\nname = \"a\"\n{}\
-         [machine.policy]\ninterval = \"2s\"\nretry = [\"5s\"]\nlog_limit = \"1 GiB\"\n",
+         [machine.policy]\ninterval = \"2s\"\nretry = [\"5s\"]\nlog_limit = \"1 GiB\"\n\
+         resync_window = \"always\"\ncopy_limit = \"50 MiB/s\"\n",
         disk("d", "/a.img", "listen = \"tcp:127.0.0.1:10809\"\nread_only = true\nlog_dir = \"/logs\"")
     );
     let config = with(&rest).unwrap();
@@ -47,6 +49,8 @@ fn a_machines_policy_goes_over_the_general_one() {
     assert_eq!(machine.policy.interval, Duration::from_secs(2));
     assert_eq!(machine.policy.retry, [Duration::from_secs(5)]);
     assert_eq!(machine.policy.log_limit, Some(1 << 30));
+    assert_eq!(machine.policy.resync_window, ResyncWindow::Always);
+    assert_eq!(machine.policy.copy_limit, Some(50 << 20));
     assert_eq!(machine.disks[0].listen, ListenAt::Tcp("127.0.0.1:10809".into()));
 }
 
@@ -64,6 +68,11 @@ fn each_bad_line_is_refused_by_name() {
         ("[policy]\nlog_limit = \"64 furlongs\"", "not a size"),
         ("[policy]\nlog_limit = \"1 MiB\"", "policy.log_limit"),
         ("[policy]\nretry = []", "policy.retry"),
+        ("[policy]\ncopy_limit = \"50 MiB\"", "not a rate"),
+        ("[policy]\ncopy_limit = \"1 KiB/s\"", "policy.copy_limit"),
+        ("[policy]\nresync_window = \"at night\"", "no hours of the day"),
+        ("[policy]\nresync_window = \"18:30-25:00\"", "no hours of the day"),
+        ("[policy]\nresync_window = \"06:00-06:00\"", "never opens"),
         ("[[machine]]\nname = \"web 1\"", "web 1"),
         ("[[machine]]\nname = \"../x\"", "../x"),
         ("[[machine]]\nname = \"web1\"", "no disk"),
@@ -186,6 +195,8 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`policy.interval`", "\"30s\""),
         ("`policy.retry`", "[\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]"),
         ("`policy.log_limit`", "16 MiB"),
+        ("`policy.resync_window`", "\"18:30-06:00\""),
+        ("`policy.copy_limit`", "1 MiB/s"),
         ("`policy.app_consistent_every`", "168h"),
         ("`machine.name`", "128"),
         ("`machine.policy`", ""),
@@ -205,7 +216,7 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
     }
     let rows = docs.lines().filter(|line| line.starts_with("| `")).count();
     assert!(rows >= keys.len());
-    let text = "interval = \"30s\"\nretry = [\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]";
+    let text = "interval = \"30s\"\nretry = [\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]\nresync_window = \"18:30-06:00\"";
     let stated =
         with(&format!("[policy]\n{text}\n[[machine]]\nname = \"m\"\n{}", disk("d", "/d", ""))).unwrap();
     assert_eq!(stated.machines[0].policy, Policy::default());

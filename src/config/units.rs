@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them: a number *with its unit*. A bare number is refused: it is how "30" comes to
+//! Sizes, durations, rates and hours as people write them: a number *with its unit*. A bare number is refused: it is how "30" comes to
 //! mean half a minute to one and half an hour to another.
 
 use std::fmt;
@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use jiff::SignedDuration;
+use jiff::civil::Time;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use uploader::replicate::ResyncWindow;
 
 /// A size in bytes, written `"64 MiB"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,14 @@ pub struct Size(pub u64);
 /// A duration, written `"30s"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
+
+/// Bytes a second, written `"50 MiB/s"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub u64);
+
+/// Hours of the day in local time, written `"18:30-06:00"`, or `"always"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window(pub ResyncWindow);
 
 /// Reads `"64 MiB"`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
@@ -40,6 +50,41 @@ pub fn parse_span(text: &str) -> Result<Duration, String> {
     let span =
         text.parse::<SignedDuration>().map_err(|_| format!("\"{text}\" is not a duration; {example}"))?;
     Duration::try_from(span).map_err(|_| format!("\"{text}\" is negative; {example}"))
+}
+
+/// Reads `"50 MiB/s"`.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let size = text.trim().strip_suffix("/s").map(parse_size);
+    size.unwrap_or_else(|| Err(format!("\"{text}\" is not a rate; write it as \"50 MiB/s\"")))
+}
+
+/// Reads `"18:30-06:00"` or `"always"`.
+pub fn parse_window(text: &str) -> Result<ResyncWindow, String> {
+    let example = "write \"18:30-06:00\" (local time), or \"always\"";
+    if text.trim() == "always" {
+        return Ok(ResyncWindow::Always);
+    }
+    let time = |text: &str| Time::strptime("%H:%M", text.trim()).ok();
+    let ends = text.split_once('-').and_then(|(from, to)| Some((time(from)?, time(to)?)));
+    match ends {
+        Some((from, to)) if from == to => Err(format!("the window \"{text}\" never opens; {example}")),
+        Some((from, to)) => Ok(ResyncWindow::Daily { from, to }),
+        None => Err(format!("\"{text}\" names no hours of the day; {example}")),
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let what = "a size a second, such as \"50 MiB/s\"";
+        deserializer.deserialize_any(Quantity { what, parse: parse_rate }).map(Self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Window {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let what = "hours of the day, such as \"18:30-06:00\", or \"always\"";
+        deserializer.deserialize_any(Quantity { what, parse: parse_window }).map(Self)
+    }
 }
 
 impl<'de> serde::Deserialize<'de> for Size {

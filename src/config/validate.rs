@@ -42,6 +42,8 @@ impl Default for Policy {
             interval: settings::INTERVAL,
             retry: settings::RETRY_MINUTES.iter().map(|minutes| Duration::from_secs(minutes * 60)).collect(),
             log_limit: None,
+            resync_window: super::units::parse_window(settings::RESYNC_WINDOW).unwrap_or_default(),
+            copy_limit: None,
             app_consistent_every: None,
         }
     }
@@ -89,6 +91,16 @@ fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Res
     }
     if let Some(limit) = raw.log_limit {
         policy.log_limit = Some(limit.0);
+    }
+    if let Some(window) = raw.resync_window {
+        policy.resync_window = window.0;
+    }
+    if let Some(limit) = raw.copy_limit {
+        policy.copy_limit = Some(limit.0);
+    }
+    if policy.copy_limit.is_some_and(|limit| limit < settings::COPY_LIMIT_MIN) {
+        let remedy = format!("at least \"{}/s\"", bytesize::ByteSize(settings::COPY_LIMIT_MIN));
+        return Err(refuse(path, key("copy_limit"), "too little to ever copy a disk", remedy));
     }
     if let Some(every) = raw.app_consistent_every {
         policy.app_consistent_every = Some(every.0);

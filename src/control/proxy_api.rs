@@ -15,7 +15,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::About;
-use super::remote::{BeginSync, Done, EndSync, Release};
+use super::remote::{BeginSync, Done, EndSync, NextRound, Release};
 use super::server::{Refusal, blocking};
 use crate::daemon::exports::Exports;
 
@@ -63,6 +63,7 @@ pub fn routes(machines: Machines, exports: Arc<Exports>) -> Router {
         .route("/v1/machines/{machine}/cut", post(cut))
         .route("/v1/machines/{machine}/release", post(release))
         .route("/v1/machines/{machine}/disks/{disk}/sync", post(begin_sync))
+        .route("/v1/machines/{machine}/disks/{disk}/sync/round", post(next_round))
         .route("/v1/machines/{machine}/disks/{disk}/sync/end", post(end_sync))
         .route("/v1/machines/{machine}/disks/{disk}/extents", get(extents))
         .route("/v1/machines/{machine}/disks/{disk}/data", get(data))
@@ -105,6 +106,15 @@ async fn begin_sync(
 ) -> Answer<Sync> {
     let machine = served.find(&name)?;
     blocking(move || machine.begin_sync(&disk, body.known)).await.map(Json)
+}
+
+async fn next_round(
+    State(served): State<Served>,
+    Path((name, disk)): Path<(String, String)>,
+    Json(body): Json<NextRound>,
+) -> Answer<Sync> {
+    let machine = served.find(&name)?;
+    blocking(move || machine.next_round(&disk, body.known, body.have, body.logged)).await.map(Json)
 }
 
 async fn end_sync(

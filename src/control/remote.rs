@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use nbd_proxy::device::Extent;
-use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Round, Sync};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uploader::source::Source;
@@ -34,6 +34,17 @@ pub struct Release {
 pub struct BeginSync {
     /// The tracking id under which the vault was last exact.
     pub known: Option<Uuid>,
+}
+
+/// Asks for what follows in a sync.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NextRound {
+    /// The tracking id under which the vault was last exact.
+    pub known: Option<Uuid>,
+    /// The round at hand.
+    pub have: Round,
+    /// Whether the next one is logged.
+    pub logged: bool,
 }
 
 /// Ends a sync.
@@ -70,6 +81,11 @@ impl Source for RemoteMachine {
 
     async fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> Result<Sync> {
         self.client.post(&format!("{}/disks/{disk}/sync", self.base), &BeginSync { known }).await
+    }
+
+    async fn next_round(&self, disk: &str, known: Option<Uuid>, have: Round, logged: bool) -> Result<Sync> {
+        let body = NextRound { known, have, logged };
+        self.client.post(&format!("{}/disks/{disk}/sync/round", self.base), &body).await
     }
 
     async fn sync_extents(&self, disk: &str, tracking: Uuid, from: u64) -> Result<Vec<Extent>> {

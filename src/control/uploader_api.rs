@@ -8,6 +8,7 @@ use axum::{Json, Router};
 use nbd_proxy::{Error, Kind};
 use serde::{Deserialize, Serialize};
 use uploader::replicate::{CutReport, Handle, Status};
+use uuid::Uuid;
 
 use super::About;
 use super::remote::Done;
@@ -35,6 +36,8 @@ pub fn routes(loops: Loops) -> Router {
         .route("/v1/machines/{machine}/pause", post(pause))
         .route("/v1/machines/{machine}/resume", post(resume))
         .route("/v1/machines/{machine}/resync", post(resync))
+        .route("/v1/machines/{machine}/resync/now", post(resync_now))
+        .route("/v1/machines/{machine}/jobs/{job}/cancel", post(cancel))
         .with_state(loops)
 }
 
@@ -84,5 +87,15 @@ async fn resume(State(loops): State<Loops>, Path(name): Path<String>) -> Answer<
 
 async fn resync(State(loops): State<Loops>, Path(name): Path<String>) -> Answer<Done> {
     find(&loops, &name)?.resync().await?;
+    Ok(Json(Done {}))
+}
+
+async fn resync_now(State(loops): State<Loops>, Path(name): Path<String>) -> Answer<Done> {
+    find(&loops, &name)?.resync_now().await?;
+    Ok(Json(Done {}))
+}
+
+async fn cancel(State(loops): State<Loops>, Path((name, job)): Path<(String, Uuid)>) -> Answer<Done> {
+    find(&loops, &name)?.cancel(job).await?;
     Ok(Json(Done {}))
 }

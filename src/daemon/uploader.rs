@@ -6,7 +6,7 @@ use nbd_proxy::Result;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uploader::jobs::Jobs;
-use uploader::replicate::{self, Settings};
+use uploader::replicate::{self, Clock, Settings};
 
 use crate::config::Config;
 use crate::control::remote::RemoteMachine;
@@ -37,6 +37,9 @@ impl Uploader {
                 jobs: Jobs::open(&config.jobs_dir())?,
                 retry_gaps: machine.policy.retry.clone(),
                 host: config.site.clone(),
+                resync_window: machine.policy.resync_window,
+                clock: Clock::new(jiff::ZonedDateTime::now),
+                copy_limit: machine.policy.copy_limit,
                 group: machine.group.clone(),
                 app_consistent_every: machine.policy.app_consistent_every,
             };

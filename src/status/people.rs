@@ -49,7 +49,11 @@ fn rpo(seconds: f64) -> String {
 fn disk(disk: &Disk) -> Vec<String> {
     let copied = if disk.bytes_total > 0 && disk.bytes_done < disk.bytes_total {
         let percent = output::percent(disk.bytes_done, disk.bytes_total);
-        format!("{percent} % of {} copied; ", output::size(disk.bytes_total))
+        let undecided = match disk.bytes_undecided {
+            0 => String::new(),
+            bytes => format!(", {} undecided by hashes", output::size(bytes)),
+        };
+        format!("{percent} % of {} copied{undecided}; ", output::size(disk.bytes_total))
     } else {
         String::new()
     };

@@ -9,7 +9,8 @@ const STATUS: &str = r#"{"machine": "web1", "health": "normal", "cause": "", "re
     "head": null, "newest": null, "phase": "idle", "activity": "", "sync_cause": "", "next_retry": null,
     "interval_seconds": 30.0, "counts": {"puts": 0, "gets": 0, "lists": 0, "bytes_up": 0, "bytes_down": 0},
     "points": 0,
-    "disks": [{"name": "root", "state": "initial", "size": 1000, "bytes_done": 400, "bytes_total": 1000,
+    "disks": [{"name": "root", "state": "initial", "size": 1000, "bytes_done": 400, "bytes_total": 1000, "bytes_shipped": 400,
+               "bytes_undecided": 0, "bytes_unreadable": 0,
                "dirty_bytes": 1, "log_bytes": 1}]}"#;
 
 fn replication() -> Vec<Status> {
@@ -24,6 +25,7 @@ fn tracking() -> Vec<MachineInfo> {
         logged: true,
         cause: String::new(),
         syncing: false,
+        bases: Vec::new(),
         dirty_bytes: 4096,
         log_bytes: 8192,
         clients: 1,

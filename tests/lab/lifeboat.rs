@@ -34,7 +34,8 @@ impl Setup {
             disks: Vec::new(),
             read_only: Vec::new(),
             interval: "24h".into(),
-            policy: "log_limit = \"64 GiB\"\n".into(),
+            // A test that runs at noon waits for no evening.
+            policy: "log_limit = \"64 GiB\"\nresync_window = \"always\"\n".into(),
             tables: String::new(),
             log: None,
             tcp: false,

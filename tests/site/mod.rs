@@ -56,7 +56,7 @@ impl Site {
         let at = |name: &str| self.path(name).display().to_string();
         format!(
             "state_dir = \"{}\"\nsite = \"lund\"\n[vault]\nurl = \"{}\"\nencryption = \"none\"\n{more}\n\
-             [policy]\ninterval = \"1s\"\nretry = [\"1s\"]\n[[machine]]\nname = \"web1\"\n\
+             [policy]\ninterval = \"1s\"\nretry = [\"1s\"]\nresync_window = \"always\"\n[[machine]]\nname = \"web1\"\n\
              [[machine.disk]]\nname = \"root\"\npath = \"{}\"\n[[machine.disk]]\nname = \"data\"\npath = \"{}\"\n",
             at("state"),
             self.vault(),

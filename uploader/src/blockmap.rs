@@ -19,6 +19,7 @@ use crate::intervals::{self, IntervalMap};
 use crate::keys::{self, PointId};
 use crate::line::Line;
 use crate::point::{self, DeltaRef, Header, PointDisk};
+use crate::store::Store;
 use crate::vault::Vault;
 
 /// Entries and indexes fetched at the same time.
@@ -75,9 +76,18 @@ pub struct BlockMap {
 }
 
 /// A delta on the way: what it is and whether its index is at hand.
-enum Found {
+pub(crate) enum Found {
     Embedded(Box<DeltaReader>),
     Object(Place, IndexRef),
+}
+
+impl Found {
+    pub(crate) async fn open(self, store: Store) -> Result<DeltaReader> {
+        match self {
+            Self::Embedded(reader) => Ok(*reader),
+            Self::Object(place, index) => DeltaReader::open(store, place, &index).await,
+        }
+    }
 }
 
 /// Builds the map of `disks` (all, if none are named) at `point`.
@@ -121,10 +131,10 @@ async fn assemble(
         order.extend(ancestor.deltas);
     }
     let open = |found: Found| async move {
-        match found {
-            Found::Embedded(reader) => Ok(*reader),
-            Found::Object(place, index) => DeltaReader::open(vault.store.clone(), place, &index).await,
-        }
+        let mut reader = found.open(vault.store.clone()).await?;
+        // What is fetched is verified by frames.
+        reader.index.cells = Vec::new();
+        Ok::<_, Error>(reader)
     };
     let deltas: Vec<DeltaReader> = stream::iter(order).map(open).buffered(PARALLEL).try_collect().await?;
     let map_of = |disk: PointDisk| {
@@ -167,18 +177,21 @@ fn wanted(header: &Header, names: &[String]) -> Result<Vec<PointDisk>> {
 fn no_base(machine: &str, header: &Header, missing: &HashSet<String>) -> Error {
     let mut names: Vec<_> = missing.iter().map(String::as_str).collect();
     names.sort_unstable();
-    let message = format!("the chain of point {} ends without a base for: {}", header.id(), names.join(", "));
-    Error::corrupt(machine, message)
+    without_base(machine, header.id(), &names.join(", "))
+}
+
+pub(crate) fn without_base(machine: &str, point: PointId, disks: &str) -> Error {
+    Error::corrupt(machine, format!("the chain of point {point} ends without a base for: {disks}"))
 }
 
 /// An entry on the way from a point to its base.
-struct Ancestor {
-    header: Header,
-    deltas: Vec<Found>,
+pub(crate) struct Ancestor {
+    pub header: Header,
+    pub deltas: Vec<Found>,
 }
 
 /// Fetches a machine's entries, a window of numbers at a time.
-struct Chain<'a> {
+pub(crate) struct Chain<'a> {
     vault: &'a Vault,
     machine: &'a str,
     line: Line,
@@ -187,12 +200,12 @@ struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    fn new(vault: &'a Vault, machine: &'a str) -> Self {
+    pub fn new(vault: &'a Vault, machine: &'a str) -> Self {
         Self { vault, machine, line: commit::line(vault, machine), ahead: BTreeMap::new(), misses: 0 }
     }
 
     /// The point `id`. Going to ever lower numbers, most are there already.
-    async fn entry(&mut self, id: PointId) -> Result<Ancestor> {
+    pub async fn entry(&mut self, id: PointId) -> Result<Ancestor> {
         self.ahead.retain(|number, _| *number <= id.number);
         if !self.ahead.contains_key(&id.number) {
             // The first point may be its own base: look further only when it is not.

@@ -1,4 +1,5 @@
-//! 128 bits of SHA-256: the hash that guards frames, indexes and headers.
+//! 128 bits of SHA-256: the hash that guards frames, indexes and headers, and that
+//! tells whether a disk holds what the vault has.
 
 use std::fmt;
 
@@ -15,6 +16,24 @@ impl Digest {
         let mut short = [0; 16];
         short.copy_from_slice(&sha256(data)[..16]);
         Self(short)
+    }
+}
+
+/// The digest of what comes in pieces.
+#[derive(Clone, Debug, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Adds the next piece.
+    pub fn update(&mut self, data: &[u8]) {
+        self.0.update(data);
+    }
+
+    /// The digest of all pieces.
+    pub fn digest(self) -> Digest {
+        let mut short = [0; 16];
+        short.copy_from_slice(&self.0.finalize()[..16]);
+        Digest(short)
     }
 }
 

@@ -89,7 +89,7 @@ pub fn decode(object: &str, bytes: &[u8]) -> Result<Description> {
 
 fn delta(object: &str, bytes: &[u8]) -> Result<DeltaSummary> {
     let (index_ref, index) = reader::check(object, bytes)?;
-    let Index { frames, disks } = index;
+    let Index { frames, disks, .. } = index;
     let summary = |(name, extents): (String, Vec<crate::delta::Extent>)| {
         let sum =
             |data: bool| extents.iter().filter(|extent| extent.at.is_some() == data).map(|e| e.len).sum();
@@ -151,6 +151,9 @@ impl fmt::Display for EntrySummary {
         for disk in &header.disks {
             let whole = if disk.whole { ", whole" } else { "" };
             writeln!(f, "disk {}: {} bytes{whole}, tracking {}", disk.name, disk.size, disk.tracking)?;
+            for gap in &disk.unreadable {
+                writeln!(f, "  {} bytes at {} could not be read", gap.len, gap.offset)?;
+            }
         }
         for delta in &self.deltas {
             let name = delta.name.as_ref().map(|name| keys::delta(&header.machine, name));

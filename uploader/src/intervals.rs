@@ -37,6 +37,13 @@ impl<V: Source> IntervalMap<V> {
         self.ranges.iter().map(|(start, (end, value))| (*start, end - start, value))
     }
 
+    /// The ranges that touch `[start, end)`, in order, as (start, length, value).
+    pub fn touching(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64, &V)> {
+        let before = self.ranges.range(..start).next_back().filter(|(_, (end, _))| *end > start);
+        let within = self.ranges.range(start..end.max(start));
+        before.into_iter().chain(within).map(|(start, (end, value))| (*start, end - start, value))
+    }
+
     /// Maps `len` bytes from `start` to `value`, over whatever was there.
     pub fn insert(&mut self, start: u64, len: u64, value: V) {
         if len == 0 {

@@ -33,6 +33,8 @@ pub enum JobState {
     Done,
     /// Ended with an error.
     Failed,
+    /// Given up because the operator said so.
+    Cancelled,
 }
 
 /// A job's record.
@@ -54,6 +56,12 @@ pub struct Job {
     pub bytes_done: u64,
     /// Bytes in all, as far as known.
     pub bytes_total: u64,
+    /// Of a sync: bytes done that had to travel.
+    #[serde(default)]
+    pub bytes_shipped: u64,
+    /// Of a sync: bytes among them that hashes could not decide upon.
+    #[serde(default)]
+    pub bytes_undecided: u64,
     /// Why it runs, for people.
     pub cause: String,
     /// What went wrong.
@@ -118,6 +126,8 @@ impl Jobs {
             ended: None,
             bytes_done: 0,
             bytes_total: 0,
+            bytes_shipped: 0,
+            bytes_undecided: 0,
             cause: cause.to_owned(),
             error: None,
         };
@@ -144,6 +154,14 @@ impl Jobs {
                 job.error = Some(e.to_string());
             }
         }
+        self.save(&job)?;
+        Ok(job)
+    }
+
+    /// Ends a job that the operator does not want any more.
+    pub fn cancel(&self, mut job: Job) -> Result<Job> {
+        job.ended = Some(Timestamp::now());
+        job.state = JobState::Cancelled;
         self.save(&job)?;
         Ok(job)
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::keys::{self, PointId};
-use crate::point::{self, EntryKind, Header};
+use crate::point::{self, EntryKind, Gap, Header};
 use crate::vault::Vault;
 
 /// Entries read at the same time.
@@ -71,6 +71,9 @@ pub struct DiskSummary {
     pub name: String,
     /// Its size in bytes at the point.
     pub size: u64,
+    /// What could not be read of it when it was copied; empty almost always.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
 }
 
 /// The cut of a consistency group that a point is a share of, as a listing shows it.
@@ -109,7 +112,11 @@ pub struct PointInfo {
 
 impl From<Header> for PointInfo {
     fn from(header: Header) -> Self {
-        let summary = |disk: point::PointDisk| DiskSummary { name: disk.name, size: disk.size };
+        let summary = |disk: point::PointDisk| DiskSummary {
+            name: disk.name,
+            size: disk.size,
+            unreadable: disk.unreadable,
+        };
         Self {
             id: PointId { generation: header.generation, number: header.number },
             time: header.time,

@@ -62,6 +62,35 @@ pub struct PointDisk {
     pub tracking: Uuid,
     /// The point's own deltas cover every byte of the disk: nothing of its parent is needed.
     pub whole: bool,
+    /// What could not be read of the live disk when it was last copied: the point shows there what was written since, what
+    /// the point before shows, or zeroes. In order, and empty almost always.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
+}
+
+/// A range of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    /// Where it starts.
+    pub offset: u64,
+    /// Its length.
+    pub len: u64,
+}
+
+impl Gap {
+    /// `gaps` in order, those that touch joined.
+    pub fn joined(mut gaps: Vec<Self>) -> Vec<Self> {
+        gaps.sort_unstable();
+        gaps.dedup_by(|next, last| {
+            let touch = next.offset <= last.offset + last.len;
+            if touch {
+                last.len = last.len.max(next.offset + next.len - last.offset);
+            }
+            touch
+        });
+        gaps
+    }
 }
 
 /// What an entry says about itself.

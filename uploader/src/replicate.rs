@@ -5,7 +5,9 @@
 //!              ▼                                       │
 //!  connect → claim → sync ──(exact)──► idle ⇄ cycle ── error ─► waiting (transient) / stopped (permanent)
 //!     ▲                ▲                  │
-//!     └── resync ──────┴─ tracking changed┘            pause from anywhere → paused
+//!     └── resync ──────┴─ tracking changed┘            pause, cancel from anywhere → paused
+//!
+//!  before a whole compare: waiting for the resync window ── it opens, or resync ──► sync
 //! ```
 //!
 //! One task owns all state. A *step* (everything from "connect" to a committed point) is one future of that task, and
@@ -22,11 +24,17 @@ pub mod journal;
 pub mod state;
 pub mod status;
 
+mod compare;
 mod context;
+mod copy;
 mod engine;
+mod held;
+mod rounds;
 mod ship;
 mod sync;
 mod task;
+mod throttle;
+mod window;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +45,7 @@ use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use uuid::Uuid;
 
 use crate::jobs::Jobs;
 use crate::keys::PointId;
@@ -46,6 +55,7 @@ use crate::store::StoreConfig;
 use crate::vault::{Encryption, Vault};
 
 pub use status::{DiskState, DiskStatus, Health, Phase, Status};
+pub use window::{Clock, ResyncWindow};
 
 /// What the loop of one machine needs to know.
 #[derive(Clone, Debug)]
@@ -62,6 +72,12 @@ pub struct Settings {
     pub retry_gaps: Vec<Duration>,
     /// This host's name, written into entries for people.
     pub host: String,
+    /// When whole compares may begin by themselves.
+    pub resync_window: ResyncWindow,
+    /// What the window is looked up by.
+    pub clock: Clock,
+    /// How many bytes a second of live disks are read for copying; as many as can be when absent.
+    pub copy_limit: Option<u64>,
     /// The machine's consistency group.
     pub group: Option<String>,
     /// How often a point is to be application-consistent.
@@ -163,6 +179,8 @@ pub(crate) enum Command {
     Pause(oneshot::Sender<Result<()>>),
     Resume(oneshot::Sender<Result<()>>),
     Resync(oneshot::Sender<Result<()>>),
+    Now(oneshot::Sender<Result<()>>),
+    Cancel(Uuid, oneshot::Sender<Result<()>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -223,9 +241,19 @@ impl Handle {
         self.ask(Command::Resume).await
     }
 
-    /// Copies all disks again, relying on nothing in the vault. Points that exist stay.
+    /// Compares all disks with the vault and ships what differs, now. Points that exist stay.
     pub async fn resync(&self) -> Result<()> {
         self.ask(Command::Resync).await
+    }
+
+    /// Begins what waits for the resync window, if something does.
+    pub async fn resync_now(&self) -> Result<()> {
+        self.ask(Command::Now).await
+    }
+
+    /// Gives the copy up that the job `id` is the record of, and pauses the machine. Points that exist stay.
+    pub async fn cancel(&self, id: Uuid) -> Result<()> {
+        self.ask(|reply| Command::Cancel(id, reply)).await
     }
 
     /// Ends the loop; everything needed to go on later is durable already.
@@ -246,7 +274,7 @@ impl Handle {
         self.status.clone()
     }
 
-    async fn ask(&self, command: fn(oneshot::Sender<Result<()>>) -> Command) -> Result<()> {
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<Result<()>>) -> Command) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| self.ended())?;
         answer.await.map_err(|_| self.ended())?

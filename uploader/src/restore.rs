@@ -24,6 +24,7 @@ use tokio::task::spawn_blocking;
 use crate::blockmap::{self, BlockMap};
 use crate::keys::PointId;
 use crate::listing::{self, PointName};
+use crate::point::Gap;
 use crate::vault::Vault;
 use output::Output;
 use plan::{Plan, Run};
@@ -76,6 +77,9 @@ pub struct RestoredDisk {
     pub bytes: u64,
     /// SHA-256 of its whole content, if that was asked for.
     pub sha256: Option<String>,
+    /// Where it is not what the disk was, because the disk could not be read there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
 }
 
 /// What was restored.
@@ -109,7 +113,11 @@ pub async fn restore(vault: &Vault, request: &Request, progress: Progress) -> Re
     let (force, checksum) = (request.force, request.checksum);
     let publish =
         move || outputs.iter().map(|output| finish(output, force, checksum)).collect::<Result<Vec<_>>>();
-    let disks = spawn_blocking(publish).await.map_err(panicked)??;
+    let mut disks = spawn_blocking(publish).await.map_err(panicked)??;
+    for disk in &mut disks {
+        let held = point.disks.iter().find(|held| held.name == disk.name);
+        disk.unreadable = held.map(|held| held.unreadable.clone()).unwrap_or_default();
+    }
     Ok(Restored { point: point.id, time: point.time, disks })
 }
 
@@ -121,7 +129,13 @@ fn finish(output: &Output, force: bool, checksum: Checksum) -> Result<RestoredDi
     };
     let sha256 = if hash { Some(output.sha256()?) } else { None };
     output.publish(force)?;
-    Ok(RestoredDisk { name: output.name.clone(), path: output.path.clone(), bytes: output.size, sha256 })
+    Ok(RestoredDisk {
+        name: output.name.clone(),
+        path: output.path.clone(),
+        bytes: output.size,
+        sha256,
+        unreadable: Vec::new(),
+    })
 }
 
 async fn write_all(

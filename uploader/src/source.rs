@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use nbd_proxy::Result;
 use nbd_proxy::device::Extent;
-use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Sync};
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Round, Sync};
 use uuid::Uuid;
 
 /// A protected machine's proxy.
@@ -30,6 +30,16 @@ pub trait Source: Send + std::marker::Sync + 'static {
     /// Turns logging on for `disk` and says what has to be copied. `known` is the tracking id under which the vault
     /// was last exact, if any. Called again for a sync that is under way, it answers the same.
     fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> impl Future<Output = Result<Sync>> + Send;
+
+    /// Goes on with a sync that has lost its log: with the same round if that is not complete, else with one of what was
+    /// written since it began, logged or not. A round that the proxy does not know any more begins anew.
+    fn next_round(
+        &self,
+        disk: &str,
+        known: Option<Uuid>,
+        have: Round,
+        logged: bool,
+    ) -> impl Future<Output = Result<Sync>> + Send;
 
     /// What the sync copies, at or after `from`: extents in order; a hole is to be shipped as zero; a range between two
     /// extents is not to be shipped at all. Empty at the end. The answer may be partial: ask again from its end.
@@ -53,6 +63,13 @@ pub(crate) trait AnySource: Send + std::marker::Sync {
     fn cut(&self, request: CutRequest) -> BoxFuture<'_, Result<Cut>>;
     fn release(&self, cut: Uuid) -> BoxFuture<'_, Result<()>>;
     fn begin_sync<'a>(&'a self, disk: &'a str, known: Option<Uuid>) -> BoxFuture<'a, Result<Sync>>;
+    fn next_round<'a>(
+        &'a self,
+        disk: &'a str,
+        known: Option<Uuid>,
+        have: Round,
+        logged: bool,
+    ) -> BoxFuture<'a, Result<Sync>>;
     fn sync_extents<'a>(
         &'a self,
         disk: &'a str,
@@ -78,6 +95,16 @@ impl<S: Source> AnySource for S {
 
     fn begin_sync<'a>(&'a self, disk: &'a str, known: Option<Uuid>) -> BoxFuture<'a, Result<Sync>> {
         Source::begin_sync(self, disk, known).boxed()
+    }
+
+    fn next_round<'a>(
+        &'a self,
+        disk: &'a str,
+        known: Option<Uuid>,
+        have: Round,
+        logged: bool,
+    ) -> BoxFuture<'a, Result<Sync>> {
+        Source::next_round(self, disk, known, have, logged).boxed()
     }
 
     fn sync_extents<'a>(

@@ -32,6 +32,7 @@ use uuid::Uuid;
 use self::intent::file::IntentFile;
 pub use self::recover::DiskSettings;
 use self::state::StateFile;
+use self::switch::bases_of;
 pub(crate) use self::tracker::Boundary;
 use self::tracker::{Mode, Tracker};
 use self::void::Void;
@@ -84,6 +85,7 @@ impl TrackedDisk {
             logged: tracker.is_logged(),
             cause: tracker.cause.clone(),
             syncing: tracker.sync.is_some(),
+            bases: bases_of(&tracker),
             dirty_bytes: tracker.dirty_bytes(),
             log_bytes: tracker.log_bytes(),
             clients: 0,

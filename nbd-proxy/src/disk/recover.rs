@@ -39,7 +39,7 @@ use super::intent::file::IntentFile;
 use super::intent::{Intent, Marks, Regions};
 use super::mark::unix_now;
 use super::state::{DiskState, StateFile};
-use super::switch::end_stretch;
+use super::switch::{end_stretch, give_round_up};
 use super::tracker::{Mode, Syncing, Tracker};
 use super::verdict::{Era, Verdict, judge};
 use super::void::Void;
@@ -192,10 +192,14 @@ impl TrackedDisk {
         self.sync_backing().map_err(|error| Error::io("sync the disk", on, error))?;
         let mut tracker = self.lock_for_saving();
         // What a partial sync has left to do is worth keeping; its log is not.
-        if tracker.sync.as_ref().is_some_and(|sync| sync.base.is_some()) || tracker.mode == Mode::Starting {
+        let partial = tracker.sync.as_ref().is_some_and(|sync| sync.copy.is_some());
+        if (partial && tracker.mode == Mode::Logged) || tracker.mode == Mode::Starting {
             let cause = tracker.cause.clone();
             end_stretch(&mut tracker, &cause);
             tracker.mode = Mode::Unlogged;
+        }
+        if tracker.mode == Mode::Unlogged {
+            give_round_up(&mut tracker);
         }
         let mut state = self.state_of(&tracker);
         let unlogged = (!state.logged).then(|| (tracker.dirty.clone(), tracker.suspect));
@@ -250,12 +254,7 @@ impl TrackedDisk {
         let Some(spare) = tracker.spare.take() else { return Err(self.not_logged(&tracker)) };
         tracker.start_log(spare, segments);
         tracker.mode = Mode::Logged;
-        tracker.sync = state.sync.map(|scope| Syncing {
-            scope,
-            base: None,
-            copy: None,
-            released: DirtyBitmap::new(self.backing.size()),
-        });
+        tracker.sync = state.sync.map(|scope| Syncing::new(scope, None, None, self.backing.size()));
         Ok(())
     }
 

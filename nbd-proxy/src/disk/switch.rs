@@ -16,6 +16,12 @@
 //! through and has marked its blocks; freeze the bitmap: it names all that has no record. Only then does the
 //! state file say `logged: true`. Killed before: still unlogged, as above. A dirty bit without a record is always copied.
 //!
+//! Rounds. A sync that loses its log need not begin again: as long as the process lives, a bitmap has every block that was
+//! written since the round began, with a record or without. The round goes on without a log; when all it named is copied, that
+//! bitmap is the next round. A write in flight when it is frozen marks its blocks afterwards, on its way out, and so is of the
+//! round after; only the last round, which logs, has to wait for such writes first. Under churn that no log can hold, the
+//! caller makes rounds without a log until one is small enough for a log to outlive it.
+//!
 //! The state file has one writer at a time (`saving`), and what it writes is taken from the tracker in the same critical section
 //! that takes the turn: a later state is never overwritten by an earlier one.
 
@@ -29,10 +35,9 @@ use super::intent::Trust;
 use super::state::DiskState;
 use super::tracker::{Mode, Syncing, Tracker};
 use super::void::Void;
-use crate::bitmap::DirtyBitmap;
 use crate::device::Extent;
 use crate::log::format::MAX_DATA;
-use crate::tracking::{Sync, SyncScope};
+use crate::tracking::{Round, Sync, SyncScope};
 use crate::{Error, Kind, Result};
 
 /// The most extents in one answer.
@@ -88,30 +93,73 @@ impl TrackedDisk {
 
     /// See [`crate::machine::Machine::begin_sync`].
     pub(crate) fn begin_sync(&self, known: Option<Uuid>) -> Result<Sync> {
+        self.forget_rounds();
         self.restore_intent();
-        self.start_logging(known)?;
+        self.start_logging(known, None)?;
         let mut tracker = self.lock_for_saving();
         if tracker.mode != Mode::Logged {
             return Err(self.not_logged(&tracker));
         }
         // Logged all along, or a dirty sync begun, but the caller has lost what the vault has: everything is copied, under
         // the same id.
-        let usable = tracker.sync.as_ref().is_some_and(|sync| sync.base.is_none() || sync.base == known);
+        let usable = tracker.sync.as_ref().is_some_and(|sync| {
+            sync.scope == SyncScope::Whole || (sync.base.is_some() && sync.base == known)
+        });
         if !usable {
-            let released = DirtyBitmap::new(self.backing.size());
-            tracker.sync = Some(Syncing { scope: SyncScope::Whole, base: None, copy: None, released });
+            tracker.sync = Some(Syncing::new(SyncScope::Whole, None, None, self.backing.size()));
         }
         // A new attempt includes what earlier attempts shipped: their deltas may have been given up.
         if let Some(Syncing { copy: Some(copy), released, .. }) = &mut tracker.sync {
             copy.merge(released.freeze());
         }
+        self.answer(tracker)
+    }
+
+    /// See [`crate::machine::Machine::next_round`].
+    pub(crate) fn next_round(&self, known: Option<Uuid>, have: Round, logged: bool) -> Result<Sync> {
+        self.restore_intent();
+        let mut tracker = self.lock_for_saving();
+        let current = tracker.sync.as_ref().map(|sync| (sync.round, sync.before));
+        match current {
+            Some((round, _)) if round == have.id && have.complete && tracker.mode == Mode::Unlogged => {
+                if logged {
+                    self.unlock(tracker);
+                    self.start_logging(known, Some(have.id))?;
+                    tracker = self.lock_for_saving();
+                } else {
+                    let written = tracker.dirty.freeze();
+                    // What the vault had is no base for what is left.
+                    (tracker.bases, tracker.suspect) = (Vec::new(), false);
+                    tracker.sync = tracker.sync.take().map(|sync| sync.next(written, self.backing.size()));
+                }
+            }
+            Some((round, _)) if round == have.id => {}
+            // It is under way: the reply to an earlier request was lost.
+            Some((_, before)) if have.complete && before == Some(have.id) => {}
+            _ => {
+                self.unlock(tracker);
+                return self.begin_sync(known);
+            }
+        }
+        self.answer(tracker)
+    }
+
+    /// Makes the sync under way durable, and tells it.
+    fn answer(&self, mut tracker: MutexGuard<'_, Tracker>) -> Result<Sync> {
+        let Some(Syncing { scope, round, before, .. }) = &tracker.sync else {
+            return Err(self.not_logged(&tracker));
+        };
+        let (scope, round, follows) = (*scope, *round, *before);
         let state = self.take_turn(&mut tracker);
         let whole = tracker.sync.as_ref().is_none_or(|sync| sync.scope == SyncScope::Whole);
         let sync = Sync {
             tracking: tracker.tracking,
-            scope: tracker.sync.as_ref().map_or(SyncScope::Whole, |sync| sync.scope),
+            scope,
             cause: tracker.cause.clone(),
             size: self.backing.size(),
+            round,
+            follows,
+            logged: tracker.mode == Mode::Logged,
         };
         self.unlock(tracker);
         self.save(&state)?;
@@ -120,8 +168,17 @@ impl TrackedDisk {
         if whole && self.sync_backing().is_err() {
             self.mark_all().map_err(|error| Error::io("mark all regions of", self.backing.path(), error))?;
         }
-        tracing::info!(disk = self.label(), scope = ?sync.scope, cause = sync.cause, "sync");
+        tracing::info!(disk = self.label(), scope = ?sync.scope, cause = sync.cause, logged = sync.logged, "sync");
         Ok(sync)
+    }
+
+    /// Whoever begins anew has given up the round that was to go on without a log.
+    fn forget_rounds(&self) {
+        let mut tracker = self.lock_for_saving();
+        if tracker.mode == Mode::Unlogged {
+            give_round_up(&mut tracker);
+        }
+        self.unlock(tracker);
     }
 
     /// See [`crate::machine::Machine::sync_extents`].
@@ -172,18 +229,23 @@ impl TrackedDisk {
     /// See [`crate::machine::Machine::end_sync`].
     pub(crate) fn end_sync(&self, tracking: Uuid) -> Result<()> {
         let mut tracker = self.lock_for_saving();
-        if tracker.tracking == tracking && tracker.mode == Mode::Logged && tracker.sync.is_none() {
+        let logged = tracker.tracking == tracking && tracker.mode == Mode::Logged;
+        if logged && tracker.sync.is_none() {
             return Ok(());
         }
         self.current_sync(&tracker, tracking)?;
+        if !logged {
+            return Err(self.not_logged(&tracker));
+        }
         tracker.sync = None;
         let state = self.take_turn(&mut tracker);
         self.unlock(tracker);
         self.save(&state)
     }
 
-    /// Turns logging on if it is off; if another thread is doing that, waits for it.
-    fn start_logging(&self, known: Option<Uuid>) -> Result<()> {
+    /// Turns logging on if it is off, for a sync that begins or for the round after `complete`; if another thread is doing
+    /// that, waits for it.
+    fn start_logging(&self, known: Option<Uuid>, complete: Option<Uuid>) -> Result<()> {
         let mut tracker = self.lock();
         while tracker.mode == Mode::Unlogged && tracker.spare.is_none() {
             self.unlock(tracker);
@@ -207,19 +269,15 @@ impl TrackedDisk {
         if tracker.epoch != epoch {
             return Err(self.not_logged(&tracker));
         }
+        let (unrecorded, size) = (tracker.dirty.freeze(), self.backing.size());
         let base = std::mem::take(&mut tracker.bases).into_iter().find(|base| Some(*base) == known);
-        let unrecorded = tracker.dirty.freeze();
-        let scope = match base {
-            None => SyncScope::Whole,
-            Some(_) if tracker.suspect => SyncScope::Marked,
-            Some(_) => SyncScope::Dirty,
-        };
+        let last = tracker.sync.take().filter(|sync| Some(sync.round) == complete);
+        let partial = if tracker.suspect { SyncScope::Marked } else { SyncScope::Dirty };
         tracker.suspect = false;
-        tracker.sync = Some(Syncing {
-            scope,
-            copy: base.is_some().then_some(unrecorded),
-            base,
-            released: DirtyBitmap::new(self.backing.size()),
+        tracker.sync = Some(match (last, base) {
+            (Some(last), _) => last.next(unrecorded, size),
+            (None, Some(_)) => Syncing::new(partial, base, Some(unrecorded), size),
+            (None, None) => Syncing::new(SyncScope::Whole, None, None, size),
         });
         tracker.mode = Mode::Logged;
         self.unlock(tracker);
@@ -227,8 +285,8 @@ impl TrackedDisk {
     }
 
     fn current_sync<'a>(&self, tracker: &'a Tracker, tracking: Uuid) -> Result<&'a Syncing> {
-        let current =
-            tracker.sync.as_ref().filter(|_| tracker.tracking == tracking && tracker.mode == Mode::Logged);
+        let live = matches!(tracker.mode, Mode::Logged | Mode::Unlogged);
+        let current = tracker.sync.as_ref().filter(|_| tracker.tracking == tracking && live);
         current.ok_or_else(|| {
             Error::new(Kind::NotReady, self.label(), format!("sync {tracking} is over: {}", tracker.cause))
         })
@@ -277,7 +335,7 @@ impl TrackedDisk {
 }
 
 /// The ids under which the vault may be exact, and from which the intent map names every difference after a crash.
-fn bases_of(tracker: &Tracker) -> Vec<Uuid> {
+pub(super) fn bases_of(tracker: &Tracker) -> Vec<Uuid> {
     match (&tracker.mode, &tracker.sync) {
         (Mode::Logged, Some(sync)) => sync.base.into_iter().chain([tracker.tracking]).collect(),
         (Mode::Logged, None) => vec![tracker.tracking],
@@ -285,23 +343,30 @@ fn bases_of(tracker: &Tracker) -> Vec<Uuid> {
     }
 }
 
+/// Of a stretch that has ended: what its sync's round named differs still, for all that is known.
+pub(super) fn give_round_up(tracker: &mut Tracker) {
+    let Some(sync) = tracker.sync.take() else { return };
+    if let Some(copy) = sync.copy {
+        tracker.dirty.merge(copy);
+        tracker.suspect = sync.scope == SyncScope::Marked;
+    }
+}
+
 /// Ends the stretch of records: a new tracking id, and a bitmap that names every difference from what the vault has under
-/// the old one, as far as that can be told. What is in flight is among them: its record is gone.
+/// the old one, or from what the round of the sync under way copies, as far as that can be told. What is in flight is among
+/// them: its record is gone.
 pub(super) fn end_stretch(tracker: &mut Tracker, cause: &str) {
     tracker.merge_back();
     tracker.mark_in_flight();
-    match tracker.sync.take() {
+    match &mut tracker.sync {
         // Nothing of this stretch was ever shipped: the one before still counts.
-        None if tracker.mode == Mode::Starting => {}
+        _ if tracker.mode == Mode::Starting => {}
         None => (tracker.bases, tracker.suspect) = (vec![tracker.tracking], false),
-        // Whether the vault has the sync's point is not known here. If it has, only later writes differ from it.
+        // Its round may go on: the bitmap has what was written since it began, and what it copies stays with it. Whether the vault
+        // has the sync's point is not known here. If it has, only later writes differ from it.
         Some(sync) => {
-            tracker.dirty.merge(sync.released);
-            if let Some(copy) = sync.copy {
-                tracker.dirty.merge(copy);
-            }
+            tracker.dirty.merge(sync.released.freeze());
             tracker.bases = sync.base.into_iter().chain([tracker.tracking]).collect();
-            tracker.suspect = sync.scope == SyncScope::Marked;
         }
     }
     tracker.tracking = Uuid::new_v4();

@@ -181,7 +181,8 @@ impl Replica {
         Ok(())
     }
 
-    fn copy(
+    /// Copies what a round names.
+    pub fn copy(
         &mut self,
         machine: &Machine,
         disk: &str,

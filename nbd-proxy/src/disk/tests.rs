@@ -1,6 +1,7 @@
 //! The tracked disk keeps its promises, one disk at a time.
 
 mod power;
+mod rounds;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -96,8 +96,24 @@ pub struct Syncing {
     pub base: Option<Uuid>,
     /// The blocks a dirty sync copies.
     pub copy: Option<DirtyBitmap>,
-    /// Blocks of cuts released since the sync began: their deltas count only once the sync's point is committed.
+    /// Blocks of cuts released since the round began: their deltas count only once the sync's point is committed.
     pub released: DirtyBitmap,
+    /// Names what `copy` names.
+    pub round: Uuid,
+    /// The round before it. What that one copied is known to the caller alone: a sync that begins again is a whole one.
+    pub before: Option<Uuid>,
+}
+
+impl Syncing {
+    /// The first round of a sync that copies `copy`, or everything, of a disk of `size` bytes.
+    pub fn new(scope: SyncScope, base: Option<Uuid>, copy: Option<DirtyBitmap>, size: u64) -> Self {
+        Self { scope, base, copy, released: DirtyBitmap::new(size), round: Uuid::new_v4(), before: None }
+    }
+
+    /// The round that follows: it copies what was `written` since this one began.
+    pub fn next(&self, written: DirtyBitmap, size: u64) -> Self {
+        Self { before: Some(self.round), ..Self::new(SyncScope::Dirty, None, Some(written), size) }
+    }
 }
 
 /// The state of one disk's tracking.

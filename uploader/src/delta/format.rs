@@ -20,7 +20,11 @@
 //! number of frames; for each: length as stored, length raw, 16 bytes of digest of the raw content
 //! number of disks; for each: length of the name, the name, number of extents;
 //!     for each: gap to the end of the extent before, 2 × length + (1 if it reads as zero)
+//! for each cell of each extent with data, in that order: 16 bytes of digest of its content
 //! ```
+//!
+//! A *cell* is what an extent has of a 64 KiB range of the disk: extents are cut into cells where the disk's address is a
+//! multiple of that. With their digests, a disk is compared with what the vault has of it without fetching a frame.
 //!
 //! A digest is the first 16 bytes of a SHA-256. A frame's position is the sum of what was stored before it. Every
 //! decoder here takes arbitrary bytes and either returns what an encoder could have written or says why not: what
@@ -41,6 +45,8 @@ pub const TRAILER_LEN: u64 = 64;
 pub const FRAME_MAX: u32 = 1 << 20;
 /// No raw index is longer.
 pub const INDEX_MAX: u32 = 64 << 20;
+/// Extents are hashed in pieces that end where a disk's address is a multiple of this.
+pub const CELL: u64 = 64 << 10;
 
 const END_MAX: u64 = 1 << 62;
 
@@ -83,6 +89,24 @@ pub struct Extent {
     pub at: Option<u64>,
 }
 
+impl Extent {
+    fn cells(&self) -> usize {
+        let count = (self.offset + self.len).div_ceil(CELL) - self.offset / CELL;
+        if self.at.is_some() { usize::try_from(count).unwrap_or(usize::MAX) } else { 0 }
+    }
+}
+
+/// A stretch of a disk as a delta knows it by heart: a cell, or a whole extent that reads as zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hashed {
+    /// Where it starts on the disk.
+    pub offset: u64,
+    /// Its length.
+    pub len: u64,
+    /// The digest of its content; `None` if it reads as zero.
+    pub digest: Option<Digest>,
+}
+
 /// What a delta holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
@@ -90,6 +114,8 @@ pub struct Index {
     pub frames: Vec<Frame>,
     /// Disks by name, each with its extents in address order.
     pub disks: Vec<(String, Vec<Extent>)>,
+    /// Digests of the cells, in the order of the disks and their extents.
+    pub cells: Vec<Digest>,
 }
 
 impl Index {
@@ -114,6 +140,7 @@ impl Index {
                 end = extent.offset + extent.len;
             }
         }
+        self.cells.iter().for_each(|digest| out.extend_from_slice(&digest.0));
         out
     }
 
@@ -133,15 +160,36 @@ impl Index {
         if at != stream {
             return Err("extents and frames do not hold the same number of bytes");
         }
+        // Bounded by the stream, and so by the frames: no extent can ask for more than there are bytes to hash.
+        let count = disks.iter().flat_map(|(_, extents)| extents).map(Extent::cells).sum::<usize>();
+        let digests = input.take(count.saturating_mul(16))?;
         if !input.0.is_empty() {
             return Err("bytes are left over after the index");
         }
-        Ok(Self { frames, disks })
+        let cells = digests.chunks_exact(16).map(digest).collect();
+        Ok(Self { frames, disks, cells })
     }
 
     /// The frame that holds the stream's byte `at`.
     pub fn frame_at(&self, at: u64) -> usize {
         self.frames.partition_point(|frame| frame.start <= at).saturating_sub(1)
+    }
+
+    /// What the delta knows of `disk` without its frames, in address order.
+    pub fn hashed(&self, disk: &str) -> impl Iterator<Item = Hashed> {
+        let before = self.disks.iter().take_while(|(name, _)| name != disk);
+        let skip = before.flat_map(|(_, extents)| extents).map(Extent::cells).sum();
+        let mut digests = self.cells.iter().skip(skip);
+        let mut extents = self.extents(disk).iter();
+        let mut rest: Option<Extent> = None;
+        std::iter::from_fn(move || {
+            let extent = rest.take().or_else(|| extents.next().copied())?;
+            let Extent { offset, len, at } = extent;
+            let Some(at) = at else { return Some(Hashed { offset, len, digest: None }) };
+            let now = len.min(CELL - offset % CELL);
+            rest = (now < len).then(|| Extent { offset: offset + now, len: len - now, at: Some(at + now) });
+            Some(Hashed { offset, len: now, digest: Some(*digests.next()?) })
+        })
     }
 
     /// The extents of `disk`; none if the delta does not touch it.
@@ -163,9 +211,8 @@ fn decode_frames(input: &mut Input<'_>, frames_end: u64) -> Result<Vec<Frame>, &
         if len > raw_len {
             return Err("a frame is stored longer than it is");
         }
-        let mut digest = [0; 16];
-        digest.copy_from_slice(input.take(16)?);
-        frames.push(Frame { offset, start, len, raw_len, digest: Digest(digest) });
+        let digest = digest(input.take(16)?);
+        frames.push(Frame { offset, start, len, raw_len, digest });
         offset += u64::from(len);
         start += u64::from(raw_len);
     }
@@ -173,6 +220,12 @@ fn decode_frames(input: &mut Input<'_>, frames_end: u64) -> Result<Vec<Frame>, &
         return Err("the frames do not end where the index starts");
     }
     Ok(frames)
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    let mut digest = [0; 16];
+    digest.copy_from_slice(bytes);
+    Digest(digest)
 }
 
 fn decode_extents(input: &mut Input<'_>, at: &mut u64) -> Result<Vec<Extent>, &'static str> {

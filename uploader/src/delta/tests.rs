@@ -169,6 +169,36 @@ fn changes_out_of_order_are_refused() {
     writer.data(103, b"x").unwrap();
 }
 
+#[test]
+fn each_cell_has_its_digest() {
+    let mut random = Random::new(3);
+    let mut writer = DeltaWriter::new(LARGE_FRAME);
+    writer.begin_disk("before");
+    writer.data(0, &random.bytes(100_000)).unwrap();
+    writer.begin_disk("d");
+    let data = random.bytes(200_000);
+    // In pieces that know nothing of cells.
+    for (number, piece) in data.chunks(7000).enumerate() {
+        writer.data(60_000 + number as u64 * 7000, piece).unwrap();
+    }
+    writer.zero(260_000, 1 << 30).unwrap();
+    writer.data(2 << 30, b"alone").unwrap();
+    let (_, index) = check("d", &writer.finish().unwrap().to_vec()).unwrap();
+    let hashed: Vec<_> = index.hashed("d").collect();
+    let mut at = 60_000;
+    for cell in &hashed[..4] {
+        assert_eq!(cell.offset, at);
+        let from = usize::try_from(at - 60_000).unwrap();
+        let content = &data[from..from + usize::try_from(cell.len).unwrap()];
+        assert_eq!(cell.digest, Some(crate::digest::Digest::of(content)));
+        at += cell.len;
+        assert!(at % format::CELL == 0 || at == 260_000);
+    }
+    assert_eq!(hashed[4], format::Hashed { offset: 260_000, len: 1 << 30, digest: None });
+    assert_eq!(hashed[5].digest, Some(crate::digest::Digest::of(b"alone")));
+    assert_eq!(hashed.len(), 6);
+}
+
 /// The promise on cost: scattered 4 KiB blocks, half of whose content is compressible.
 #[test]
 fn scattered_blocks_cost_what_they_are() {
@@ -214,5 +244,7 @@ fn the_bytes_of_version_1() {
     raw.extend_from_slice(b"root");
     // 4096 is 0x80 0x20; 2 × 16; the gap 8192 - 4112 = 4080 is 0xf0 0x1f; 2 × 4096 + 1 is 0x81 0x40.
     raw.extend_from_slice(&[2, 0x80, 0x20, 32, 0xf0, 0x1f, 0x81, 0x40]);
+    // The one cell.
+    raw.extend_from_slice(&crate::digest::Digest::of(&[0xab; 16]).0);
     assert_eq!(index.encode(), raw);
 }

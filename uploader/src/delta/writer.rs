@@ -12,9 +12,9 @@ use bytes::Bytes;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::PutPayload;
 
-use super::format::{self, Extent, FRAME_MAX, Frame, HEADER_LEN, Index, IndexRef, MAGIC, TRAILER_LEN};
+use super::format::{self, CELL, Extent, FRAME_MAX, Frame, HEADER_LEN, Index, IndexRef, MAGIC, TRAILER_LEN};
 use super::pool::{Packed, Pool};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 
 /// Frames of scattered small changes: a later reader of one block fetches one such frame.
 pub const SMALL_FRAME: usize = 64 << 10;
@@ -74,6 +74,8 @@ pub struct DeltaWriter {
     pool: Pool,
     submitted_raw: u64,
     index: Index,
+    /// The cell that may go on.
+    cell: Option<Hasher>,
     body: Vec<u8>,
     stored: u64,
     stored_raw: u64,
@@ -91,6 +93,7 @@ impl DeltaWriter {
             pool: Pool::default(),
             submitted_raw: 0,
             index: Index::default(),
+            cell: None,
             body: MAGIC.to_vec(),
             stored: HEADER_LEN,
             stored_raw: 0,
@@ -129,6 +132,7 @@ impl DeltaWriter {
                 self.zero(offset, len as u64)?;
             } else {
                 self.extent(offset, len as u64, Some(self.stream))?;
+                self.hash(offset, now);
                 self.append(now)?;
             }
             offset += len as u64;
@@ -161,7 +165,26 @@ impl DeltaWriter {
         }
         extents.push(Extent { offset, len, at });
         self.extents += 1;
+        self.end_cell();
         Ok(())
+    }
+
+    /// Hashes the extent's next bytes, cell by cell.
+    fn hash(&mut self, mut offset: u64, mut data: &[u8]) {
+        while !data.is_empty() {
+            if offset.is_multiple_of(CELL) {
+                self.end_cell();
+            }
+            let room = usize::try_from(CELL - offset % CELL).unwrap_or(data.len());
+            let (now, rest) = data.split_at(room.min(data.len()));
+            self.cell.get_or_insert_default().update(now);
+            offset += now.len() as u64;
+            data = rest;
+        }
+    }
+
+    fn end_cell(&mut self) {
+        self.index.cells.extend(self.cell.take().map(Hasher::digest));
     }
 
     fn append(&mut self, mut data: &[u8]) -> Result<()> {
@@ -210,6 +233,7 @@ impl DeltaWriter {
         for packed in std::mem::take(&mut self.pool).finish().map_err(cannot_compress)? {
             self.store(packed)?;
         }
+        self.end_cell();
         self.index.disks.retain(|(_, extents)| !extents.is_empty());
         let raw = self.index.encode();
         let stored = zstd::bulk::compress(&raw, 3).map_err(cannot_compress)?;

@@ -12,7 +12,13 @@ fn id(generation: u64, number: u64) -> PointId {
 
 /// Appends an entry; entry `number` is of second `number`.
 async fn append(vault: &Vault, generation: u64, number: u64, kind: EntryKind, parent: Option<PointId>) {
-    let disk = PointDisk { name: "root".to_owned(), size: 4096, tracking: Uuid::nil(), whole: true };
+    let disk = PointDisk {
+        name: "root".to_owned(),
+        size: 4096,
+        tracking: Uuid::nil(),
+        whole: true,
+        unreadable: Vec::new(),
+    };
     let header = Header {
         machine: "m".to_owned(),
         number,
@@ -147,7 +153,13 @@ async fn the_newest_application_consistent_point_has_a_name() {
 #[tokio::test]
 async fn a_header_larger_than_the_first_read_is_read_whole() {
     let vault = memory_vault().await;
-    let disk = |n: u32| PointDisk { name: format!("disk{n}"), size: 1, tracking: Uuid::nil(), whole: true };
+    let disk = |n: u32| PointDisk {
+        name: format!("disk{n}"),
+        size: 1,
+        tracking: Uuid::nil(),
+        whole: true,
+        unreadable: Vec::new(),
+    };
     let header = Header {
         machine: "m".to_owned(),
         number: 1,

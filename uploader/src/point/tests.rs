@@ -19,6 +19,7 @@ fn header(number: u64) -> Header {
             size: 1 << 20,
             tracking: Uuid::from_u128(9),
             whole: false,
+            unreadable: Vec::new(),
         }],
         bytes: 0,
         logical: 0,

@@ -10,10 +10,13 @@ use jiff::Timestamp;
 use nbd_proxy::tracking::CutRequest;
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
+use uuid::Uuid;
 
+use super::held::Held;
 use super::journal::Journal;
 use super::state::State;
 use super::status::{Phase, Status};
+use super::throttle::Throttle;
 use super::{Connect, Inbox, Settings, Waiter};
 use crate::commit::{self, Committed, Outcome};
 use crate::line::Line;
@@ -41,6 +44,7 @@ pub(super) struct Context {
     pub app_stretch: Option<u128>,
     /// Requests made through vaults that were closed since.
     pub past: Counts,
+    pub throttle: Throttle,
 }
 
 /// What is known once the vault is open and the line is ours.
@@ -49,6 +53,10 @@ pub(super) struct Ready {
     pub line: Line,
     pub state: State,
     pub journal: Option<Journal>,
+    /// What the disk of an attempt is compared with.
+    pub held: Option<(Uuid, Arc<Held>)>,
+    /// The newest point's header, once somebody wanted it.
+    pub newest: Option<Header>,
 }
 
 impl Context {
@@ -70,14 +78,14 @@ impl Context {
         let vault = (self.connect)().await?.counted_apart();
         let (folder, machine) = (&self.settings.state_dir, &self.settings.machine);
         let loaded = State::load(folder, machine)?;
-        let paused = loaded.as_ref().is_some_and(|state| state.paused);
+        let wanted = loaded.as_ref().map(|state| (state.paused, state.cancelled, state.start_now));
         let state = loaded.filter(|state| state.vault == vault.id).unwrap_or_else(|| {
             let mut fresh = State::new(machine, vault.id);
-            fresh.paused = paused;
+            (fresh.paused, fresh.cancelled, fresh.start_now) = wanted.unwrap_or_default();
             fresh
         });
         let line = commit::line(&vault, machine);
-        let mut ready = Ready { vault, line, state, journal: None };
+        let mut ready = Ready { vault, line, state, journal: None, held: None, newest: None };
         if !ready.state.claimed {
             self.claim(&mut ready).await?;
         }

@@ -7,23 +7,44 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo};
+use jiff::ZonedDateTime;
+use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::watch;
 
 use super::context::{Context, Ready};
+use super::rounds::Rounds;
 use super::ship::{self, Packed, Target};
-use super::state::State;
+use super::state::{State, SyncDisk};
 use super::status::{DiskState, DiskStatus, Phase, Status};
+use super::throttle::Throttle;
 use super::{Connect, CutReport, Inbox, Settings};
 use crate::commit::{self, Committed, Outcome, Uploaded};
 use crate::delta::Encoded;
-use crate::point::{EntryKind, PointDisk};
+use crate::point::{EntryKind, Gap, PointDisk};
 use crate::source::AnySource;
 use crate::store::Counts;
 
 /// How often tracking may change under one step before it is left to a later one.
 const ROUNDS: usize = 8;
+
+/// How a step ended well.
+pub(super) enum Step {
+    /// With a point.
+    Point,
+    /// A whole compare has to wait for the resync window.
+    Waits(Waits),
+}
+
+/// What waits for the resync window.
+pub(super) struct Waits {
+    /// When the window opens.
+    pub until: ZonedDateTime,
+    /// What is to be compared, and why.
+    pub cause: String,
+    /// The disks.
+    pub disks: Vec<String>,
+}
 
 pub(super) struct Engine {
     ctx: Context,
@@ -40,6 +61,7 @@ impl Engine {
     ) -> Self {
         let last_cut = Instant::now();
         let (serving, past) = (Vec::new(), Counts::default());
+        let throttle = Throttle::new(settings.copy_limit);
         Self {
             ctx: Context {
                 settings,
@@ -52,13 +74,14 @@ impl Engine {
                 fresh: true,
                 app_stretch: None,
                 past,
+                throttle,
             },
             ready: None,
         }
     }
 
     /// Does whatever stands between now and a committed point.
-    pub async fn step(&mut self) -> Result<()> {
+    pub async fn step(&mut self) -> Result<Step> {
         let ready = match &mut self.ready {
             Some(ready) => ready,
             none => none.insert(self.ctx.prepare().await?),
@@ -67,8 +90,8 @@ impl Engine {
         for _ in 0..ROUNDS {
             let seen = work.ctx.source.machine().await?;
             match work.attempt(&seen).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
+                Ok(Some(step)) => return Ok(step),
+                Ok(None) => {}
                 // The proxy was restarted with other disks, or gave a sync up, while we asked about the old ones.
                 Err(e) if asked_in_vain(&e) && !same(&seen, &work.ctx.source.machine().await?) => {}
                 Err(e) => return Err(e),
@@ -94,6 +117,11 @@ impl Engine {
 
     pub fn inbox(&self) -> &Inbox {
         &self.ctx.inbox
+    }
+
+    /// What is shown of the loop.
+    pub fn status(&self) -> watch::Ref<'_, Status> {
+        self.ctx.status.borrow()
     }
 
     /// Changes what is shown of the loop.
@@ -122,15 +150,25 @@ pub(super) struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Tries for a point; `false` means that tracking changed on the way.
-    async fn attempt(&mut self, info: &MachineInfo) -> Result<bool> {
+    /// Tries for a point; `None` means that tracking changed on the way.
+    async fn attempt(&mut self, info: &MachineInfo) -> Result<Option<Step>> {
         let before = self.ready.vault.store.counts();
-        self.plan_sync(info).await?;
+        let waits = self.plan_sync(info).await?;
         self.show(info);
-        if !self.copy_all().await? {
-            return Ok(false);
+        if let Some(waits) = waits {
+            return Ok(Some(Step::Waits(waits)));
         }
-        self.point(before).await
+        loop {
+            if !self.copy_all().await? {
+                return Ok(None);
+            }
+            match self.next_rounds().await? {
+                Rounds::Over => break,
+                Rounds::Begun => {}
+                Rounds::Forgotten => return Ok(None),
+            }
+        }
+        Ok(self.point(before).await?.then_some(Step::Point))
     }
 
     /// The tracking id under which `disk` is, or will be, exact.
@@ -140,6 +178,12 @@ impl Work<'_> {
             state.sync.as_ref().and_then(|sync| sync.disks.iter().find(|planned| planned.name == disk));
         let known = || state.disks.get(disk).map(|known| (known.tracking, known.size));
         syncing.map(|planned| (planned.tracking, planned.size)).or_else(known)
+    }
+
+    /// Whether `disk` is in a round without a log; then there can be no cut.
+    fn is_unlogged(&self, disk: &str) -> bool {
+        let mut planned = self.ready.state.sync.iter().flat_map(|sync| &sync.disks);
+        planned.any(|planned| planned.name == disk && !planned.logged)
     }
 
     /// Cuts; `None` if a disk is not tracked as expected any more.
@@ -163,7 +207,8 @@ impl Work<'_> {
     pub async fn changed(&self) -> Result<bool> {
         let info = self.ctx.source.machine().await?;
         let changed = |disk: &nbd_proxy::tracking::DiskInfo| {
-            !disk.logged || self.expected(&disk.name) != Some((disk.tracking, disk.size))
+            (!disk.logged && !self.is_unlogged(&disk.name))
+                || self.expected(&disk.name) != Some((disk.tracking, disk.size))
         };
         Ok(info.disks.iter().any(changed))
     }
@@ -207,13 +252,20 @@ impl Work<'_> {
     }
 
     fn disks_of(&self, cut: &Cut) -> Vec<PointDisk> {
-        let planned = self.ready.state.sync.iter().flat_map(|sync| &sync.disks);
-        let planned: Vec<_> = planned.filter(|disk| disk.whole).map(|disk| disk.name.as_str()).collect();
-        let disk = |disk: &nbd_proxy::tracking::CutDisk| PointDisk {
-            name: disk.name.clone(),
-            size: disk.size,
-            tracking: disk.tracking,
-            whole: planned.contains(&disk.name.as_str()),
+        let disk = |disk: &nbd_proxy::tracking::CutDisk| {
+            let mut planned = self.ready.state.sync.iter().flat_map(|sync| &sync.disks);
+            let planned = planned.find(|planned| planned.name == disk.name);
+            let known = || self.ready.state.disks.get(&disk.name).map(|known| known.unreadable.clone());
+            let copied = |planned: &SyncDisk| {
+                Gap::joined([&planned.unreadable[..], &self.copied(planned).unreadable[..]].concat())
+            };
+            PointDisk {
+                name: disk.name.clone(),
+                size: disk.size,
+                tracking: disk.tracking,
+                whole: planned.is_some_and(|planned| planned.whole),
+                unreadable: planned.map(copied).or_else(known).unwrap_or_default(),
+            }
         };
         cut.disks.iter().map(disk).collect()
     }
@@ -294,14 +346,20 @@ impl Work<'_> {
         let disks = info.disks.iter().map(|disk| {
             let planned =
                 state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
-            let copied =
-                planned.zip(journal).map_or(0, |(planned, journal)| journal.copied(planned.attempt).bytes);
+            let copied = planned.zip(journal).map(|(planned, journal)| journal.copied(planned.attempt));
+            let copied = copied.unwrap_or_default();
             DiskStatus {
                 name: disk.name.clone(),
                 state: planned.map_or(DiskState::Protected, |planned| disk_state(state, planned)),
                 size: disk.size,
-                bytes_done: copied,
-                bytes_total: planned.map_or(0, |planned| planned.total.max(copied)),
+                bytes_done: copied.read,
+                bytes_total: planned.map_or(0, |planned| planned.total.max(copied.read)),
+                bytes_shipped: copied.shipped,
+                bytes_undecided: copied.undecided,
+                bytes_unreadable: state
+                    .disks
+                    .get(&disk.name)
+                    .map_or(0, |known| known.unreadable.iter().map(|gap| gap.len).sum()),
                 dirty_bytes: disk.dirty_bytes,
                 log_bytes: disk.log_bytes,
             }
@@ -331,7 +389,7 @@ fn same(before: &MachineInfo, now: &MachineInfo) -> bool {
 }
 
 fn disk_state(state: &State, planned: &super::state::SyncDisk) -> DiskState {
-    if !planned.whole {
+    if planned.scope != SyncScope::Whole {
         DiskState::CatchingUp
     } else if state.disks.contains_key(&planned.name) || state.point.is_some() {
         DiskState::Resync

@@ -15,11 +15,11 @@ use uuid::Uuid;
 
 use crate::commit::Uploaded;
 use crate::durable;
-use crate::point::DeltaRef;
+use crate::point::{DeltaRef, Gap};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 enum Line {
     /// The first line: which sync this is about.
     Sync(Uuid),
@@ -27,24 +27,41 @@ enum Line {
     Copy {
         /// Which attempt at which disk; see [`super::state::SyncDisk`].
         attempt: Uuid,
-        /// Where copying goes on.
-        next: u64,
-        /// Bytes of data that were copied.
-        bytes: u64,
-        /// What holds them; a disk's last stretch may be empty.
+        /// How far it came.
+        #[serde(flatten)]
+        copied: Copied,
+        /// What holds the bytes that had to travel, if any had to.
         delta: Option<DeltaRef>,
     },
     /// Changes of an intermediate cut.
     Log(DeltaRef),
 }
 
-/// How far a disk's copy is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How far a disk's copy is; in a line of the journal, what one stretch added.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copied {
     /// Where copying goes on.
     pub next: u64,
-    /// Bytes of data that were copied.
-    pub bytes: u64,
+    /// Bytes of data that were read.
+    pub read: u64,
+    /// Bytes, zeroes included, that had to travel.
+    pub shipped: u64,
+    /// Bytes among them that hashes could not decide upon.
+    pub undecided: u64,
+    /// What could not be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
+}
+
+impl Copied {
+    /// Counts what a stretch added.
+    pub fn add(&mut self, stretch: &Self) {
+        self.next = stretch.next;
+        self.read += stretch.read;
+        self.shipped += stretch.shipped;
+        self.undecided += stretch.undecided;
+        self.unreadable.extend(&stretch.unreadable);
+    }
 }
 
 /// See the module.
@@ -89,7 +106,7 @@ impl Journal {
 
     /// How far `attempt` is.
     pub fn copied(&self, attempt: Uuid) -> Copied {
-        self.copied.get(&attempt).copied().unwrap_or_default()
+        self.copied.get(&attempt).cloned().unwrap_or_default()
     }
 
     /// All deltas, in the order in which they apply.
@@ -97,10 +114,10 @@ impl Journal {
         &self.deltas
     }
 
-    /// `attempt` has copied its disk up to `next`; `bytes` of data are in `delta`.
-    pub fn copy(&mut self, attempt: Uuid, next: u64, bytes: u64, delta: Option<Uploaded>) -> Result<()> {
+    /// `attempt` came as far as `copied` says; what had to travel is in `delta`.
+    pub fn copy(&mut self, attempt: Uuid, copied: Copied, delta: Option<Uploaded>) -> Result<()> {
         let delta = delta.map(|uploaded| uploaded.reference().clone());
-        self.record(Line::Copy { attempt, next, bytes, delta })
+        self.record(Line::Copy { attempt, copied, delta })
     }
 
     /// `delta` holds changes of an intermediate cut.
@@ -130,10 +147,8 @@ impl Journal {
     fn apply(&mut self, line: Line) {
         let delta = match line {
             Line::Sync(_) => None,
-            Line::Copy { attempt, next, bytes, delta } => {
-                let copied = self.copied.entry(attempt).or_default();
-                copied.next = next;
-                copied.bytes += bytes;
+            Line::Copy { attempt, copied, delta } => {
+                self.copied.entry(attempt).or_default().add(&copied);
                 delta
             }
             Line::Log(delta) => Some(delta),

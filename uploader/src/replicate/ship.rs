@@ -41,6 +41,12 @@ const SMALL_RECORDS: u64 = 50_000;
 static ROOM: Semaphore = Semaphore::const_new(ROOM_KIB as usize);
 const ROOM_KIB: u32 = 102 << 10;
 
+/// Waits for room for `bytes` of what is not a delta.
+pub(super) async fn room(bytes: u64) -> Result<SemaphorePermit<'static>> {
+    let size = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(ROOM_KIB).min(ROOM_KIB);
+    ROOM.acquire_many(size).await.map_err(|e| failed(&e))
+}
+
 /// The turn to pack; given back when the packing thread ends.
 pub(super) struct Turn(#[expect(dead_code, reason = "held, not used")] SemaphorePermit<'static>);
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use nbd_proxy::tracking::SyncScope;
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -14,17 +15,20 @@ use uuid::Uuid;
 use crate::durable;
 use crate::keys::PointId;
 use crate::line::Owner;
-use crate::point::Header;
+use crate::point::{Gap, Header};
 
 const FORMAT: u32 = 1;
 
 /// A disk as the newest point holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// The tracking id under which the vault is exact.
     pub tracking: Uuid,
     /// Its size at the newest point.
     pub size: u64,
+    /// What could not be read of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
 }
 
 /// A disk that is being copied.
@@ -38,11 +42,28 @@ pub struct SyncDisk {
     pub tracking: Uuid,
     /// Drawn each time the copy of this disk begins: what the journal has of another attempt does not count.
     pub attempt: Uuid,
-    /// Every byte is covered: nothing in the vault is relied on.
+    /// The round that the copy is in, as the proxy names it.
+    pub round: Uuid,
+    /// How many rounds came before it.
+    pub number: u32,
+    /// Writes are being logged, so that a cut can end the sync.
+    pub logged: bool,
+    /// What the proxy names to be read.
+    pub scope: SyncScope,
+    /// From here to the end everything is read, whatever the proxy names: the disk has grown by that.
+    pub tail: u64,
+    /// The next point says all there is to say of the disk: nothing of its parent is relied on.
     pub whole: bool,
+    /// What is read is compared with the vault before it is shipped …
+    pub compare: bool,
+    /// … and relied on is what this point holds, which has to be the next one's parent.
+    pub against: Option<PointId>,
+    /// What could not be read, in earlier rounds or when the disk was copied before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Gap>,
     /// Why.
     pub cause: String,
-    /// Bytes of data to copy.
+    /// Bytes of data to read.
     pub total: u64,
 }
 
@@ -83,9 +104,12 @@ pub struct State {
     pub sync: Option<SyncState>,
     /// The operator has paused the machine.
     pub paused: bool,
-    /// The operator has asked for a whole copy, and no point has come of it yet.
-    #[serde(default)]
+    /// It was by cancelling a copy.
+    pub cancelled: bool,
+    /// The operator has asked for all disks to be compared, and no point has come of it yet.
     pub resync_asked: bool,
+    /// The operator does not want to wait for the resync window, and no point has come of it yet.
+    pub start_now: bool,
 }
 
 impl State {
@@ -104,7 +128,9 @@ impl State {
             disks: BTreeMap::new(),
             sync: None,
             paused: false,
+            cancelled: false,
             resync_asked: false,
+            start_now: false,
         }
     }
 
@@ -150,7 +176,8 @@ impl State {
     ///
     /// Any other point was on its way when an earlier step was dropped. Logs that came later may have been released on
     /// the strength of the journal alone, so the sync and its journal stay, for the next point to follow with. Nor does
-    /// such a point make anything exact that is not known to be: what it held may have been given up since.
+    /// such a point make anything exact that is not known to be: what it held may have been given up since. And whatever
+    /// was compared with the point before it has to be compared again: what it changed may have been left out as equal.
     pub fn remember(&mut self, header: &Header, whole_sync: bool) {
         self.head = header.number;
         if !header.is_point() {
@@ -166,13 +193,19 @@ impl State {
                 header.disks.iter().any(same)
             };
             self.disks.retain(|name, known| agrees(name, known));
+            let head = self.point;
+            if let Some(sync) = &mut self.sync {
+                sync.disks.retain(|disk| disk.against.is_none() || disk.against == head);
+            }
             return;
         }
         let known = |disk: &crate::point::PointDisk| {
-            (disk.name.clone(), Known { tracking: disk.tracking, size: disk.size })
+            let unreadable = disk.unreadable.clone();
+            (disk.name.clone(), Known { tracking: disk.tracking, size: disk.size, unreadable })
         };
         self.disks = header.disks.iter().map(known).collect();
         self.sync = None;
         self.resync_asked = false;
+        self.start_now = false;
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::journal::Copied;
 use crate::keys::PointId;
 use crate::store::Counts;
 
@@ -69,10 +70,16 @@ pub struct DiskStatus {
     pub state: DiskState,
     /// Its size in bytes.
     pub size: u64,
-    /// Bytes copied by the sync under way and durable in the vault.
+    /// Bytes read by the sync under way; what of them had to travel is durable in the vault.
     pub bytes_done: u64,
-    /// Bytes that the sync has to copy.
+    /// Bytes that the sync has to read.
     pub bytes_total: u64,
+    /// Bytes that had to travel.
+    pub bytes_shipped: u64,
+    /// Bytes among them that hashes could not decide upon.
+    pub bytes_undecided: u64,
+    /// Bytes that the newest point lacks because they could not be read when the disk was copied.
+    pub bytes_unreadable: u64,
     /// Bytes written since the newest point, at most.
     pub dirty_bytes: u64,
     /// Bytes of change log on local disk.
@@ -117,6 +124,16 @@ pub struct Status {
     pub counts: Counts,
 }
 
+impl DiskStatus {
+    /// Shows how far the copy is.
+    pub(super) fn progress(&mut self, copied: &Copied, total: u64) {
+        self.bytes_done = copied.read;
+        self.bytes_total = total.max(copied.read);
+        self.bytes_shipped = copied.shipped;
+        self.bytes_undecided = copied.undecided;
+    }
+}
+
 impl Status {
     pub(super) fn new(machine: &str, interval: Duration) -> Self {
         Self {
@@ -149,12 +166,23 @@ impl Status {
         self.disks.iter().find(|disk| disk.name == name)
     }
 
-    /// Nothing is wrong any more.
+    /// Nothing is wrong any more, but for what no retry can mend.
     pub(super) fn well(&mut self) {
         self.health = Health::Normal;
         self.cause.clear();
         self.remedy.clear();
         self.next_retry = None;
+        let lacking = self.disks.iter().filter(|disk| disk.bytes_unreadable > 0);
+        let lacking = lacking.map(|disk| format!("{} bytes of disk {}", disk.bytes_unreadable, disk.name));
+        let lacking = lacking.collect::<Vec<_>>().join(", ");
+        if !lacking.is_empty() {
+            self.health = Health::Warning;
+            self.cause = format!("points lack what could not be read of the live disk: {lacking}");
+            self.remedy = format!(
+                "mend the disk, then `lifeboat resync {}`; `lifeboat points {0} --json` says where",
+                self.machine
+            );
+        }
     }
 
     /// Sets the state of every disk.

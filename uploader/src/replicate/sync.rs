@@ -1,4 +1,4 @@
-//! Copying: which disks have to be copied, and the copy itself.
+//! Which disks have to be copied, and what the copy may rely on.
 //!
 //! Order is what makes a fuzzy copy exact. A stretch is read, packed, uploaded and written into the journal before the
 //! next cut is taken; the cut's log goes into the journal behind it. So a block whose copy is older than a write has
@@ -6,80 +6,250 @@
 //! before it reaches the disk.
 //!
 //! If we die: what is in the journal counts, the rest is read again. A cut that was not released is part of the next.
+//!
+//! What is known to be different is shipped (scope *dirty*, and a disk that the vault has nothing of). What only may differ
+//! (*marked*; *whole*, when the vault has the disk) is compared first, and equal bytes stay where they are. The next point then
+//! is not *whole*: it relies on its parent. Why that is right:
+//!
+//! * Compared is with what the next point would show if it were committed with the journal as it is: its parent's chain and,
+//!   over it, all that the journal has, abandoned attempts and shipped logs included ([`held`](super::held)). What an
+//!   abandoned attempt left there is thereby either confirmed or overwritten. After a restart it is built anew, from the journal
+//!   as it then is.
+//! * After it was built, only copies and logs of this sync join the journal. A byte left out as equal was equal when it was
+//!   read. If it is written after logging began, the last record of it is in a log that comes later, and wins; if not, it is now
+//!   what it was then.
+//! * The parent must be the point that was compared with ([`SyncDisk::against`]). The line can get an entry of ours in
+//!   between, from a put that was on its way when an earlier step was dropped. It is found before we append, or by our
+//!   append; [`State::remember`](super::state::State::remember) then drops the plan for every disk that relied on the
+//!   point before, and they are compared again. A foreign entry ends the generation: nothing is appended at all.
+//! * A new generation forks from the newest point there is, whoever wrote it. That point is compared with like any other: what
+//!   counts is what the vault says, not who knew it.
+//! * A disk that has grown is compared, or copied, up to its new end; what the chain says beyond an old end counts as it will
+//!   count for a reader of the next point. One that has shrunk is refused.
+//! * A chain that cannot be read is not relied upon: the disk is shipped as a whole.
+//!
+//! A whole compare reads the disk from end to end, so it waits for the *resync window*, or for an operator who wants it
+//! now. Nothing of the machine begins before: no point could be made of it, and logs that nobody ships would fill up. What
+//! the proxy does meanwhile is what it did before: it marks what is written, or logs as long as there is room.
 
-use std::pin::pin;
-use std::time::Instant;
-
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
-use nbd_proxy::device::Extent;
 use nbd_proxy::tracking::{CutRequest, DiskInfo, MachineInfo, SyncScope};
 use nbd_proxy::{Error, Kind, Result};
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::engine::Work;
+use super::copy;
+use super::engine::{Waits, Work};
 use super::journal::Journal;
-use super::ship::{self, Exit, Packing, Turn};
-use super::state::{SyncDisk, SyncState};
-use super::status::Phase;
-use crate::commit::Uploaded;
-use crate::delta::DeltaWriter;
-use crate::delta::writer::LARGE_FRAME;
+use super::ship;
+use super::state::{Known, SyncDisk, SyncState};
 use crate::jobs::JobKind;
-use crate::source::AnySource;
+use crate::keys::PointId;
+use crate::listing;
 
 /// The cause of a sync that the operator asked for.
 pub(super) const ASKED: &str = "asked for by `lifeboat resync`";
-/// The live disk is read in pieces of at most this many bytes …
-const PIECE: u64 = 1 << 20;
-/// … a few of them at a time.
-const READS: usize = 4;
+
+/// What the newest point has of a disk.
+enum Head {
+    /// Nothing: the disk is new to the vault.
+    Nothing,
+    /// The disk, of this size.
+    Disk(PointId, u64),
+    /// It cannot be read.
+    Unreadable(Error),
+}
+
+/// A disk that is not exact, and that no sync makes exact as it is.
+struct Fresh<'a> {
+    disk: &'a DiskInfo,
+    known: Option<Known>,
+    /// The plan that does not fit any more.
+    planned: Option<SyncDisk>,
+}
 
 impl Work<'_> {
-    /// Begins a sync for each disk that is not exact, and ends what a sync that was committed left open.
-    pub async fn plan_sync(&mut self, info: &MachineInfo) -> Result<()> {
+    /// Begins a sync for each disk that is not exact, and ends what a sync that was committed left open. Nothing begins if
+    /// one of them has to wait.
+    pub async fn plan_sync(&mut self, info: &MachineInfo) -> Result<Option<Waits>> {
         let mut fresh = Vec::new();
         for disk in &info.disks {
             let state = &self.ready.state;
             let planned =
                 state.sync.iter().flat_map(|sync| &sync.disks).find(|planned| planned.name == disk.name);
-            let known = state.disks.get(&disk.name).filter(|known| known.size == disk.size);
-            let same =
-                |tracking: Uuid, size: u64| tracking == disk.tracking && size == disk.size && disk.logged;
+            let known = state.disks.get(&disk.name).cloned();
+            let same = |tracking: Uuid, size: u64| tracking == disk.tracking && size == disk.size;
             match (planned, known) {
-                (Some(planned), _) if same(planned.tracking, planned.size) && disk.syncing => {}
-                (None, Some(known)) if same(known.tracking, known.size) => {
+                (Some(planned), _)
+                    if same(planned.tracking, planned.size)
+                        && disk.syncing
+                        && (disk.logged || !planned.logged) => {}
+                (None, Some(known)) if same(known.tracking, known.size) && disk.logged => {
                     if disk.syncing {
                         self.ctx.source.end_sync(&disk.name, disk.tracking).await?;
                     }
                 }
-                (_, known) => fresh.push(self.begin(disk, known.map(|known| known.tracking)).await?),
+                (planned, known) => {
+                    let planned = planned.filter(|planned| planned.size == disk.size).cloned();
+                    fresh.push(Fresh { disk, known, planned });
+                }
             }
         }
-        self.plan(info, fresh)
+        if let Some(waits) = self.waits(&fresh).await? {
+            return Ok(Some(waits));
+        }
+        let mut begun = Vec::new();
+        for fresh in fresh {
+            begun.push(self.begin(info, fresh).await?);
+        }
+        self.plan(info, begun)?;
+        Ok(None)
     }
 
-    async fn begin(&self, disk: &DiskInfo, known: Option<Uuid>) -> Result<SyncDisk> {
-        let sync = self.ctx.source.begin_sync(&disk.name, known).await?;
-        let whole = sync.scope == SyncScope::Whole;
-        if !whole && known.is_none() {
+    /// Whether a sync of one of `disks` would be a whole compare, and would be so at a time when nobody wants it.
+    async fn waits(&mut self, fresh: &[Fresh<'_>]) -> Result<Option<Waits>> {
+        let (settings, state) = (&self.ctx.settings, &self.ready.state);
+        let Some(until) = settings.resync_window.opens(&settings.clock.now()) else { return Ok(None) };
+        if state.resync_asked || state.start_now {
+            return Ok(None);
+        }
+        let mut waiting = Vec::new();
+        // What has begun goes on.
+        for Fresh { disk, known, .. } in fresh.iter().filter(|fresh| fresh.planned.is_none()) {
+            let whole = known.as_ref().is_none_or(|known| !disk.bases.contains(&known.tracking));
+            if whole && !matches!(self.head(&disk.name).await?, Head::Nothing) {
+                waiting.push(*disk);
+            }
+        }
+        let cause = waiting.iter().map(|disk| format!("disk {}: {}", disk.name, disk.cause));
+        let cause = cause.collect::<Vec<_>>().join("; ");
+        let disks: Vec<_> = waiting.into_iter().map(|disk| disk.name.clone()).collect();
+        Ok((!disks.is_empty()).then_some(Waits { until, cause, disks }))
+    }
+
+    async fn begin(&mut self, info: &MachineInfo, fresh: Fresh<'_>) -> Result<SyncDisk> {
+        let Fresh { disk, known, planned } = fresh;
+        let head = self.head(&disk.name).await?;
+        let had = match head {
+            Head::Disk(_, size) => size,
+            _ => known.as_ref().map_or(0, |known| known.size),
+        };
+        if disk.size < had {
+            return Err(shrunk(disk, had));
+        }
+        let base = known.as_ref().map(|known| known.tracking);
+        let sync = match planned {
+            None => self.ctx.source.begin_sync(&disk.name, base).await?,
+            Some(planned) => {
+                let copied = self.copied(&planned);
+                let complete = copied.next >= planned.size;
+                let logged = complete && Self::log_next(&planned, info);
+                let have = planned.have(complete);
+                let sync = self.ctx.source.next_round(&disk.name, base, have, logged).await?;
+                if let Some(goes_on) = planned.goes_on(&sync, &copied) {
+                    return self.counted(goes_on).await;
+                }
+                sync
+            }
+        };
+        if sync.scope != SyncScope::Whole && known.is_none() {
             let message = "the proxy offers a partial copy where the vault holds nothing to build upon";
             return Err(Error::new(Kind::InvalidInput, &disk.name, message));
         }
-        let mut total = 0;
+        let asked = self.ready.state.resync_asked;
+        let mut cause = if asked { ASKED.to_owned() } else { sync.cause };
+        // What an attempt before has shipped is there to be compared with even if no point is.
+        let shipped = self.ready.journal.as_ref().is_some_and(|journal| !journal.deltas().is_empty());
+        let (whole, compare, against) = match (sync.scope, head) {
+            (SyncScope::Dirty, _) => (false, false, None),
+            (SyncScope::Marked, _) => (false, true, self.ready.state.point),
+            (SyncScope::Whole, Head::Disk(point, _)) => (false, true, Some(point)),
+            (SyncScope::Whole, Head::Nothing) => (true, shipped, None),
+            (SyncScope::Whole, Head::Unreadable(error)) => {
+                cause = not_compared(&cause, &error);
+                (true, false, None)
+            }
+        };
+        let known = known.filter(|_| sync.scope != SyncScope::Whole);
+        let grown = known.as_ref().map(|known| known.size).filter(|size| *size < sync.size);
+        self.counted(SyncDisk {
+            name: disk.name.clone(),
+            size: sync.size,
+            tracking: sync.tracking,
+            attempt: Uuid::new_v4(),
+            round: sync.round,
+            number: 0,
+            logged: sync.logged,
+            scope: sync.scope,
+            tail: grown.unwrap_or(sync.size),
+            whole,
+            compare,
+            against,
+            unreadable: known.map(|known| known.unreadable).unwrap_or_default(),
+            cause,
+            total: 0,
+        })
+        .await
+    }
+
+    /// The same with its total.
+    pub async fn counted(&self, mut disk: SyncDisk) -> Result<SyncDisk> {
         let mut at = 0;
-        while at < sync.size {
-            let extents = self.ctx.source.sync_extents(&disk.name, sync.tracking, at).await?;
+        disk.total = 0;
+        while at < disk.size {
+            let extents = copy::extents(&*self.ctx.source, &disk, at).await?;
             let Some(last) = extents.last() else { break };
             at = last.offset + last.len;
-            total += extents.iter().filter(|extent| !extent.hole).map(|extent| extent.len).sum::<u64>();
+            disk.total += extents.iter().filter(|extent| !extent.hole).map(|extent| extent.len).sum::<u64>();
         }
-        let asked = self.ready.state.resync_asked;
-        let cause = if asked { ASKED.to_owned() } else { sync.cause };
-        tracing::info!(machine = %self.ctx.settings.machine, disk = %disk.name, %cause, whole, total, "sync begins");
-        let (name, tracking, size) = (disk.name.clone(), sync.tracking, sync.size);
-        Ok(SyncDisk { name, size, tracking, attempt: Uuid::new_v4(), whole, cause, total })
+        let SyncDisk { name, cause, scope, compare, total, number, logged, .. } = &disk;
+        tracing::info!(machine = %self.ctx.settings.machine, disk = %name, %cause, ?scope, compare, total,
+            round = number + 1, logged, "sync begins");
+        Ok(disk)
+    }
+
+    /// What the newest point has of `disk`.
+    async fn head(&mut self, disk: &str) -> Result<Head> {
+        let Some(point) = self.ready.state.point else { return Ok(Head::Nothing) };
+        if self.ready.newest.as_ref().is_none_or(|newest| newest.id() != point) {
+            match listing::header(&self.ready.vault, &self.ctx.settings.machine, point.number).await {
+                Ok(header) if header.id() == point => self.ready.newest = Some(header),
+                Ok(header) => {
+                    let message = format!("{} stands in its place", header.id());
+                    return Ok(Head::Unreadable(Error::corrupt(point.to_string(), message)));
+                }
+                Err(e) if unreadable(&e) => return Ok(Head::Unreadable(e)),
+                Err(e) => return Err(e),
+            }
+        }
+        let disks = self.ready.newest.iter().flat_map(|newest| &newest.disks);
+        let held = disks.into_iter().find(|held| held.name == disk);
+        Ok(held.map_or(Head::Nothing, |held| Head::Disk(point, held.size)))
+    }
+
+    /// `disk` cannot be compared because of `error`: all of it will be shipped.
+    pub async fn rely_on_nothing(&mut self, disk: &SyncDisk, error: &Error) -> Result<()> {
+        tracing::warn!(machine = %self.ctx.settings.machine, disk = %disk.name, %error,
+            "what the vault has of the disk cannot be read; everything is shipped again");
+        let sync = self.ctx.source.begin_sync(&disk.name, None).await?;
+        let fresh = SyncDisk {
+            tracking: sync.tracking,
+            attempt: Uuid::new_v4(),
+            round: sync.round,
+            number: 0,
+            logged: sync.logged,
+            scope: sync.scope,
+            tail: disk.size,
+            whole: true,
+            compare: false,
+            against: None,
+            unreadable: Vec::new(),
+            cause: not_compared(&disk.cause, error),
+            total: 0,
+            ..disk.clone()
+        };
+        let fresh = self.counted(fresh).await?;
+        let planned = self.ready.state.sync.iter_mut().flat_map(|sync| &mut sync.disks);
+        planned.filter(|planned| planned.name == fresh.name).for_each(|planned| *planned = fresh.clone());
+        self.ready.state.save(&self.ctx.settings.state_dir)
     }
 
     /// Writes the plan down: disks that left the machine go, `fresh` ones replace earlier attempts.
@@ -112,94 +282,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Copies what the sync under way has not copied yet; `false` means that tracking changed.
-    pub async fn copy_all(&mut self) -> Result<bool> {
-        let Some(sync) = self.ready.state.sync.clone() else { return Ok(true) };
-        for (number, disk) in sync.disks.iter().enumerate() {
-            while self.copied(disk).0 < disk.size {
-                self.show_copy(number, &sync, disk);
-                let Some(turn) = self.turn().await? else { return Ok(false) };
-                self.stretch(disk, turn).await?;
-            }
-            self.show_copy(number, &sync, disk);
-        }
-        Ok(true)
-    }
-
-    /// Waits for the turn to copy, shipping the log whenever it is time; `None` means that tracking changed.
-    async fn turn(&mut self) -> Result<Option<Turn>> {
-        // One place in the queue, kept over the cuts.
-        let mut waiting = pin!(Turn::to_copy());
-        loop {
-            let due = |ctx: &super::context::Context| ctx.last_cut + ctx.settings.interval;
-            if Instant::now() >= due(self.ctx) && !self.intermediate_cut().await? {
-                return Ok(None);
-            }
-            if let Ok(turn) = tokio::time::timeout_at(due(self.ctx).into(), &mut waiting).await {
-                return turn.map(Some);
-            }
-        }
-    }
-
-    /// Where copying `disk` goes on, and how many bytes of data were copied.
-    fn copied(&self, disk: &SyncDisk) -> (u64, u64) {
-        let copied = self.ready.journal.as_ref().map(|journal| journal.copied(disk.attempt));
-        copied.map_or((0, 0), |copied| (copied.next, copied.bytes))
-    }
-
-    fn show_copy(&self, number: usize, sync: &SyncState, disk: &SyncDisk) {
-        let (_, done) = self.copied(disk);
-        let percent = (done.min(disk.total) * 100).checked_div(disk.total).unwrap_or(100);
-        let counts = self.ready.vault.store.counts();
-        self.ctx.status.send_modify(|status| {
-            status.phase = Phase::Syncing;
-            status.activity = format!("disk {} of {}, {percent} %", number + 1, sync.disks.len());
-            if let Some(shown) = status.disks.iter_mut().find(|shown| shown.name == disk.name) {
-                shown.bytes_done = done;
-                shown.bytes_total = disk.total.max(done);
-            }
-        });
-        let all = |of: fn(&Self, &SyncDisk) -> u64| sync.disks.iter().map(|disk| of(self, disk)).sum();
-        let (done, total) = (all(|this, disk| this.copied(disk).1), all(|_, disk| disk.total));
-        tracing::debug!(machine = %self.ctx.settings.machine, disk = %disk.name, done, total, puts = counts.puts,
-            "copying");
-        // The record is for people: a copy goes on without it.
-        if let Ok(Some(mut job)) = self.ctx.settings.jobs.get(sync.job) {
-            (job.bytes_done, job.bytes_total) = (done, total);
-            let _ = self.ctx.settings.jobs.save(&job);
-        }
-    }
-
-    /// Copies one stretch of `disk`: until it ends, or until it is time for an intermediate cut.
-    async fn stretch(&mut self, disk: &SyncDisk, turn: Turn) -> Result<()> {
-        let (from, _) = self.copied(disk);
-        // Shipping a cut may take longer than the interval; copying gets its share all the same.
-        let interval = self.ctx.settings.interval;
-        let deadline = (self.ctx.last_cut + interval).max(Instant::now() + interval / 2);
-        let (items, pieces) = mpsc::channel(READS);
-        let name = disk.name.clone();
-        let mut packing = Packing::start(turn, move |exit| pack_copy(&name, pieces, exit))?;
-        let target = super::ship::Target {
-            vault: &self.ready.vault,
-            machine: &self.ctx.settings.machine,
-            number: self.ready.state.head + 1,
-        };
-        let Some(journal) = self.ready.journal.as_mut() else { return Ok(()) };
-        let record = |uploaded: Uploaded, piece: Stretch| {
-            journal.copy(disk.attempt, piece.next, piece.bytes, Some(uploaded))
-        };
-        let ship = target.ship(Vec::new(), &mut packing.packed, record);
-        let feed = feed(&*self.ctx.source, disk, from, deadline, items);
-        let (ended, ()) = tokio::try_join!(feed, ship)?;
-        packing.end().await?;
-        if ended && journal.copied(disk.attempt).next < disk.size {
-            journal.copy(disk.attempt, disk.size, 0, None)?;
-        }
-        Ok(())
-    }
-
     /// Ships the log so far, so that it can be released; `false` means that tracking changed.
-    async fn intermediate_cut(&mut self) -> Result<bool> {
+    pub async fn intermediate_cut(&mut self) -> Result<bool> {
         let Some(cut) = self.cut(CutRequest::default()).await? else { return Ok(false) };
         let mut packing = ship::pack_cut(&cut).await?;
         let mut uploaded = Vec::new();
@@ -221,120 +305,26 @@ impl Work<'_> {
     }
 }
 
+/// What a resync can mend: the vault has lost, or spoiled, what the disk would be compared with.
+pub(super) fn unreadable(error: &Error) -> bool {
+    matches!(error.kind, Kind::Corrupt | Kind::NotFound)
+}
+
+fn not_compared(cause: &str, error: &Error) -> String {
+    format!("{cause}; shipped as a whole, because the vault's head cannot be read: {error}")
+}
+
+fn shrunk(disk: &DiskInfo, had: u64) -> Error {
+    let message = format!("has shrunk from {had} to {} bytes: the newest point holds more", disk.size);
+    Error::new(Kind::InvalidInput, format!("disk {}", disk.name), message).remedy(
+        "give it its size back, or protect the smaller disk under another name; points stay as they are",
+    )
+}
+
 /// Why `disks` are copied, for people: once if it is one reason.
 fn causes(disks: &[SyncDisk]) -> String {
     match disks.split_first() {
         Some((first, rest)) if rest.iter().all(|disk| disk.cause == first.cause) => first.cause.clone(),
         _ => disks.iter().map(|disk| format!("{}: {}", disk.name, disk.cause)).collect::<Vec<_>>().join("; "),
     }
-}
-
-/// A piece of the live disk; without data it reads as zero.
-struct Piece {
-    offset: u64,
-    len: u64,
-    data: Option<Bytes>,
-}
-
-/// What a delta of copies covers.
-#[derive(Default)]
-struct Stretch {
-    next: u64,
-    bytes: u64,
-}
-
-/// Reads `disk` from `from` on until it ends (`true`) or the deadline is there.
-async fn feed(
-    source: &dyn AnySource,
-    disk: &SyncDisk,
-    from: u64,
-    deadline: Instant,
-    items: mpsc::Sender<Piece>,
-) -> Result<bool> {
-    let mut at = from;
-    while at < disk.size {
-        let extents = source.sync_extents(&disk.name, disk.tracking, at).await?;
-        if disk.whole {
-            check_gapless(disk, at, &extents)?;
-        }
-        if extents.is_empty() {
-            return Ok(true);
-        }
-        let read = |piece| read(source, &disk.name, piece);
-        let begin = at;
-        let pieces = extents.into_iter().flat_map(move |extent| split(extent, begin));
-        let mut reads = stream::iter(pieces).map(read).buffered(READS);
-        while let Some(piece) = reads.next().await {
-            let piece = piece?;
-            at = piece.offset + piece.len;
-            // Nobody takes it: packing has failed, and says why where it is waited for.
-            if items.send(piece).await.is_err() || Instant::now() >= deadline {
-                return Ok(at >= disk.size);
-            }
-        }
-    }
-    Ok(true)
-}
-
-/// A whole copy must name every byte: what it left out would read as zero.
-fn check_gapless(disk: &SyncDisk, from: u64, extents: &[Extent]) -> Result<()> {
-    let mut at = from;
-    for extent in extents {
-        if extent.offset > at {
-            break;
-        }
-        at = at.max(extent.offset + extent.len);
-    }
-    let covered = extents.last().map(|last| last.offset + last.len);
-    if covered == Some(at) {
-        return Ok(());
-    }
-    Err(Error::corrupt(&disk.name, format!("the proxy left a gap at {at} in what is to be copied")))
-}
-
-/// The part of `extent` from `from` on, in pieces.
-fn split(extent: Extent, from: u64) -> impl Iterator<Item = (u64, u64, bool)> {
-    let (start, end, hole) = (extent.offset.max(from), extent.offset + extent.len, extent.hole);
-    let step = if hole { end.saturating_sub(start).max(1) } else { PIECE };
-    let count = end.saturating_sub(start).div_ceil(step);
-    (0..count).map(move |number| {
-        let offset = start + number * step;
-        (offset, step.min(end - offset), hole)
-    })
-}
-
-async fn read(source: &dyn AnySource, disk: &str, (offset, len, hole): (u64, u64, bool)) -> Result<Piece> {
-    if hole {
-        return Ok(Piece { offset, len, data: None });
-    }
-    let asked = u32::try_from(len).unwrap_or(u32::MAX);
-    let data = source.read(disk, offset, asked).await?;
-    if data.len() as u64 != len {
-        let message = format!("the proxy read {} bytes at {offset} where {len} were asked for", data.len());
-        return Err(Error::new(Kind::Io, disk, message));
-    }
-    Ok(Piece { offset, len, data: Some(data) })
-}
-
-/// Packs pieces as they come; runs on a thread of its own.
-fn pack_copy(disk: &str, mut pieces: mpsc::Receiver<Piece>, exit: &Exit<Stretch>) -> Result<()> {
-    let begin = || {
-        let mut writer = DeltaWriter::new(LARGE_FRAME);
-        writer.begin_disk(disk);
-        writer
-    };
-    let (mut writer, mut stretch) = (begin(), Stretch::default());
-    while let Some(piece) = pieces.blocking_recv() {
-        match &piece.data {
-            Some(data) => writer.data(piece.offset, data)?,
-            None => writer.zero(piece.offset, piece.len)?,
-        }
-        stretch.next = piece.offset + piece.len;
-        stretch.bytes += piece.data.map_or(0, |data| data.len() as u64);
-        if writer.is_full() {
-            let full = std::mem::replace(&mut writer, begin());
-            exit.hand_on(full.finish()?, std::mem::take(&mut stretch))?;
-        }
-    }
-    if writer.is_empty() { Ok(()) } else { exit.hand_on(writer.finish()?, stretch) }
 }

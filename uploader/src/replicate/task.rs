@@ -8,18 +8,19 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::Command;
-use super::engine::Engine;
+use super::engine::{Engine, Step, Waits};
 use super::journal::Journal;
 use super::state::State;
 use super::status::{DiskState, Health, Phase};
 use super::sync::ASKED;
+use crate::jobs::Job;
 
 /// Whether steps are made.
 enum Mode {
     /// The next one is due.
     Running(Instant),
-    /// The operator has paused the machine.
-    Paused,
+    /// The operator has paused the machine, maybe by cancelling a copy.
+    Paused { cancelled: bool },
     /// A permanent error: only the operator can go on.
     Stopped(Error),
 }
@@ -27,7 +28,7 @@ enum Mode {
 /// How a step, or the waiting for one, ended.
 enum Event {
     Due,
-    Done(nbd_proxy::Result<()>),
+    Done(nbd_proxy::Result<Step>),
     Command(Option<Command>),
 }
 
@@ -57,7 +58,8 @@ pub(super) async fn run(engine: Engine, mut commands: mpsc::Receiver<Command>) {
                 return;
             }
             Event::Command(Some(command)) => task.obey(command),
-            Event::Done(Ok(())) => task.succeeded(),
+            Event::Done(Ok(Step::Point)) => task.succeeded(),
+            Event::Done(Ok(Step::Waits(waits))) => task.waits(&waits),
             Event::Done(Err(error)) => task.failed(error),
             Event::Due => {}
         }
@@ -83,7 +85,7 @@ impl Task {
                     // Who asked in mid-step may have been served already.
                     Mode::Running(_) if self.engine.inbox().is_empty() => {}
                     Mode::Running(_) => return Event::Due,
-                    Mode::Paused => self.engine.refuse_waiters(&paused(&self.engine.settings().machine)),
+                    Mode::Paused { .. } => self.engine.refuse_waiters(&self.paused()),
                     Mode::Stopped(error) => {
                         let error = copy(error);
                         self.engine.refuse_waiters(&error);
@@ -127,6 +129,33 @@ impl Task {
         });
     }
 
+    /// Looks again at every interval: what it waits for may become needless, and clocks are put forward and back.
+    fn waits(&mut self, waits: &Waits) {
+        self.failures = 0;
+        let settings = self.engine.settings();
+        let (machine, now) = (settings.machine.clone(), settings.clock.now());
+        let left = Duration::try_from(waits.until.duration_since(&now)).unwrap_or_default();
+        self.mode = Mode::Running(Instant::now() + left.min(settings.interval));
+        let until = waits.until.strftime("%Y-%m-%d %H:%M");
+        let cause =
+            format!("a whole compare waits for the resync window, which opens at {until} ({})", waits.cause);
+        let remedy = format!("`lifeboat resync {machine} --now` begins at once; until then no point is made");
+        if self.engine.status().cause != cause {
+            tracing::warn!(%machine, cause = waits.cause, %until, "a whole compare waits for the resync window");
+        }
+        self.engine.refuse_waiters(&Error::new(Kind::NotReady, &machine, &cause).remedy(&remedy));
+        self.engine.show(|status| {
+            status.health = Health::Critical;
+            (status.cause, status.remedy) = (cause, remedy);
+            status.sync_cause.clone_from(&waits.cause);
+            status.phase = Phase::Waiting;
+            status.activity = "waits for the resync window".to_owned();
+            status.next_retry = Some(waits.until.timestamp());
+            let waiting = status.disks.iter_mut().filter(|disk| waits.disks.contains(&disk.name));
+            waiting.for_each(|disk| disk.state = DiskState::Resync);
+        });
+    }
+
     fn failed(&mut self, error: Error) {
         self.engine.forget();
         let machine = self.engine.settings().machine.clone();
@@ -166,14 +195,14 @@ impl Task {
         self.engine.forget();
         match command {
             Command::Pause(reply) => {
-                let written = self.write_pause(true);
+                let written = self.change(|state| state.paused = true);
                 if written.is_ok() {
-                    self.pause();
+                    self.pause(false);
                 }
                 let _ = reply.send(written);
             }
             Command::Resume(reply) => {
-                let written = self.write_pause(false);
+                let written = self.change(|state| (state.paused, state.cancelled) = (false, false));
                 if written.is_ok() {
                     self.go_on();
                 }
@@ -186,21 +215,53 @@ impl Task {
                 }
                 let _ = reply.send(begun);
             }
+            Command::Now(reply) => {
+                let written = self.change(|state| state.start_now = true);
+                if written.is_ok() && matches!(self.mode, Mode::Running(_)) {
+                    self.go_on();
+                }
+                let _ = reply.send(written);
+            }
+            Command::Cancel(job, reply) => {
+                let cancelled = self.cancel(job);
+                if cancelled.is_ok() {
+                    self.pause(true);
+                }
+                let _ = reply.send(cancelled);
+            }
             Command::Stop(reply) => {
                 let _ = reply.send(());
             }
         }
     }
 
-    fn pause(&mut self) {
-        self.mode = Mode::Paused;
+    fn pause(&mut self, cancelled: bool) {
+        self.mode = Mode::Paused { cancelled };
+        let why = self.paused();
         self.engine.show(|status| {
             status.phase = Phase::Paused;
             status.activity.clear();
             status.next_retry = None;
+            if cancelled {
+                status.health = Health::Warning;
+                status.cause.clone_from(&why.message);
+                status.remedy.clone_from(&why.remedy);
+            }
             status.all_disks(DiskState::Paused);
         });
-        self.engine.refuse_waiters(&paused(&self.engine.settings().machine));
+        self.engine.refuse_waiters(&why);
+    }
+
+    fn paused(&self) -> Error {
+        let machine = self.engine.settings().machine.as_str();
+        if matches!(self.mode, Mode::Paused { cancelled: true }) {
+            let message =
+                "replication is paused: the copy was cancelled, and no point can be made without it";
+            let remedy = format!("`lifeboat resync {machine}` begins it again; points that exist stay");
+            return Error::new(Kind::NotReady, machine, message).remedy(remedy);
+        }
+        let message = "replication is paused: no points are made";
+        Error::new(Kind::NotReady, machine, message).remedy(format!("`lifeboat resume {machine}` goes on"))
     }
 
     fn go_on(&mut self) {
@@ -212,7 +273,7 @@ impl Task {
     /// Whoever asks after the reply must not be told that the disks are protected still.
     fn show_resync(&mut self) {
         self.engine.show(|status| ASKED.clone_into(&mut status.sync_cause));
-        if matches!(self.mode, Mode::Paused) {
+        if matches!(self.mode, Mode::Paused { cancelled: false }) {
             return;
         }
         self.go_on();
@@ -234,42 +295,65 @@ impl Task {
                 status.head = state.point;
                 status.newest = state.time;
             });
-            self.pause();
+            self.pause(state.cancelled);
         }
     }
 
-    fn write_pause(&self, paused: bool) -> nbd_proxy::Result<()> {
+    /// Changes the local state durably. Before the first contact with the vault there is none: one about no vault keeps
+    /// what the operator wants.
+    fn change(&self, change: impl FnOnce(&mut State)) -> nbd_proxy::Result<()> {
         let settings = self.engine.settings();
-        // Before the first contact with the vault there is no state yet: one about no vault keeps the pause.
-        let state = State::load(&settings.state_dir, &settings.machine)?;
-        let mut state = state.unwrap_or_else(|| State::new(&settings.machine, Uuid::nil()));
-        if state.paused == paused {
-            return Ok(());
-        }
-        state.paused = paused;
-        state.save(&settings.state_dir)
+        let loaded = State::load(&settings.state_dir, &settings.machine)?;
+        let mut state = loaded.clone().unwrap_or_else(|| State::new(&settings.machine, Uuid::nil()));
+        change(&mut state);
+        if loaded.as_ref() == Some(&state) { Ok(()) } else { state.save(&settings.state_dir) }
     }
 
-    /// Forgets what the vault is known to hold of the disks, so that all of them are copied whole. The sync under way,
-    /// if any, is given up: nothing of it is needed.
+    /// Forgets what the vault is known to hold of the disks, so that all of them are compared. The sync under way, if any,
+    /// is given up: nothing of it is needed.
     fn begin_again(&self) -> nbd_proxy::Result<()> {
         let settings = self.engine.settings();
         let Some(mut state) = State::load(&settings.state_dir, &settings.machine)? else { return Ok(()) };
-        state.disks.clear();
         state.resync_asked = true;
+        if std::mem::take(&mut state.cancelled) {
+            state.paused = false;
+        }
+        let given_up = Error::new(Kind::NotReady, &settings.machine, "given up for another resync");
+        match self.give_up(state)? {
+            Some(job) => settings.jobs.end(job, Err(&given_up)).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives up the sync that `job` is the record of.
+    fn cancel(&self, job: Uuid) -> nbd_proxy::Result<()> {
+        let settings = self.engine.settings();
+        let state = State::load(&settings.state_dir, &settings.machine)?;
+        let syncing = |state: &State| state.sync.as_ref().is_some_and(|sync| sync.job == job);
+        let Some(mut state) = state.filter(syncing) else {
+            let message = format!("does not run job {job} now");
+            return Err(Error::new(Kind::NotFound, &settings.machine, message)
+                .remedy("`lifeboat jobs` lists them; only copies that are running can be cancelled"));
+        };
+        (state.paused, state.cancelled) = (true, true);
+        (state.resync_asked, state.start_now) = (false, false);
+        tracing::warn!(machine = %settings.machine, %job, "the copy is cancelled; the machine is paused");
+        match self.give_up(state)? {
+            Some(job) => settings.jobs.cancel(job).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes `state` durable without its sync, and returns the sync's job. Logs that were shipped meanwhile are in the
+    /// journal alone: without it, no disk is exact any more.
+    fn give_up(&self, mut state: State) -> nbd_proxy::Result<Option<Job>> {
+        let settings = self.engine.settings();
+        state.disks.clear();
         let sync = state.sync.take();
         state.save(&settings.state_dir)?;
         Journal::remove(&settings.state_dir, &settings.machine)?;
-        if let Some(job) = sync.map(|sync| settings.jobs.get(sync.job)).transpose()?.flatten() {
-            let given_up = Error::new(Kind::NotReady, &settings.machine, "given up for a whole resync");
-            settings.jobs.end(job, Err(&given_up))?;
-        }
-        Ok(())
+        Ok(sync.map(|sync| settings.jobs.get(sync.job)).transpose()?.flatten())
     }
-}
-
-fn paused(machine: &str) -> Error {
-    Error::new(Kind::NotReady, machine, "replication is paused").remedy("`lifeboat resume` goes on")
 }
 
 fn copy(error: &Error) -> Error {

@@ -1,7 +1,11 @@
 mod basics;
+mod compare;
 mod errors;
 mod late;
+mod operator;
 mod oracle;
+mod rounds;
+mod unreadable;
 
 use std::sync::Arc;
 use std::time::Duration;

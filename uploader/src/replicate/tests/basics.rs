@@ -202,6 +202,15 @@ fn a_copy_needs_no_thread_that_reading_needs() {
         async fn begin_sync(&self, disk: &str, known: Option<Uuid>) -> Result<tracking::Sync> {
             self.0.begin_sync(disk, known).await
         }
+        async fn next_round(
+            &self,
+            disk: &str,
+            known: Option<Uuid>,
+            have: tracking::Round,
+            logged: bool,
+        ) -> Result<tracking::Sync> {
+            self.0.next_round(disk, known, have, logged).await
+        }
         async fn sync_extents(&self, disk: &str, tracking: Uuid, from: u64) -> Result<Vec<Extent>> {
             self.0.sync_extents(disk, tracking, from).await
         }

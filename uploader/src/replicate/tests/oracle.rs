@@ -101,3 +101,74 @@ async fn a_log_that_overflows_again_and_again_costs_no_exactness() {
         every_point_is_exact(&vault, &rig).await;
     }
 }
+
+/// What may happen between two lives of the uploader.
+fn mishap(rig: &Rig, random: &mut Random) {
+    rig.mark(random.below(2) == 0);
+    match random.below(6) {
+        0 => rig.churn_outside(3),
+        // What a log that is lost in mid-sync leaves is copied in rounds.
+        4 => rig.set_hot(random.below(2) == 0),
+        1 => {
+            rig.kill_proxy();
+            rig.start_proxy();
+        }
+        2 => rig.overflow("a", random.below(2) == 0),
+        3 => {
+            // The local state is lost: a new generation.
+            for path in [state::State::path(rig.folder(), "m"), journal::Journal::path(rig.folder(), "m")] {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        _ => rig.churn(5),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn syncs_of_every_scope_survive_everything() {
+    for seed in seeds() {
+        println!("seed {seed}");
+        let rig = Rig::with_log_limit(&[("a", 2 * MIB), ("b", MIB / 4)], seed, 8 * MIB);
+        rig.churn(20);
+        rig.write_between(true);
+        let memory = Arc::new(InMemory::new());
+        let clean = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
+        let mut random = Random::new(seed + 2000);
+        let mut scopes = std::collections::BTreeSet::new();
+        for _ in 0..10 {
+            let longest = [8, 30, 60][random.size(3)];
+            let last = random.below(longest);
+            let fault = if random.below(2) == 0 { Fault::HangBefore } else { Fault::HangAfter };
+            let plan = move |number, _, _: &str| if number > last { fault } else { Fault::None };
+            let faulty = Faulty::new(Arc::clone(&memory), plan);
+            let vault =
+                Vault { store: crate::store::Store::new(faulty.clone(), "memory://test"), ..clean.clone() };
+            let mut settings = rig.settings();
+            settings.interval = Duration::from_millis(1 + random.below(4));
+            let handle = start(settings, rig.clone(), connect(&vault));
+            match random.below(12) {
+                0 | 1 => handle.resync().await.unwrap(),
+                2 => {
+                    // Cancelled, if a copy runs; and wanted again.
+                    let running = rig.settings().jobs.list().unwrap().into_iter().next();
+                    if let Some(job) = running {
+                        let _ = handle.cancel(job.id).await;
+                    }
+                    handle.resume().await.unwrap();
+                }
+                _ => {}
+            }
+            tokio::time::timeout(Duration::from_secs(20), faulty.hung.notified())
+                .await
+                .expect("a last request");
+            handle.stop().await;
+            let state = state::State::load(rig.folder(), "m").unwrap();
+            let planned = state.and_then(|state| state.sync).into_iter().flat_map(|sync| sync.disks);
+            scopes.extend(planned.map(|disk| format!("{:?} {}", disk.scope, disk.compare)));
+            mishap(&rig, &mut random);
+        }
+        println!("{scopes:?}");
+        start_on(&rig, &clean).cut().await.unwrap();
+        every_point_is_exact(&clean, &rig).await;
+    }
+}
