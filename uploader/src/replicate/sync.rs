@@ -25,7 +25,7 @@
 //! * A new generation forks from the newest point there is, whoever wrote it. That point is compared with like any other: what
 //!   counts is what the vault says, not who knew it.
 //! * A disk that has grown is compared, or copied, up to its new end; what the chain says beyond an old end counts as it will
-//!   count for a reader of the next point. One that has shrunk is refused.
+//!   count for a reader of the next point. One that has shrunk is new: nothing is relied on.
 //! * A chain that cannot be read is not relied upon: the disk is shipped as a whole.
 //!
 //! A whole compare reads the disk from end to end, so it waits for the *resync window*, or for an operator who wants it
@@ -52,8 +52,8 @@ pub(super) const ASKED: &str = "asked for by `lifeboat resync`";
 enum Head {
     /// Nothing: the disk is new to the vault.
     Nothing,
-    /// The disk, of this size.
-    Disk(PointId, u64),
+    /// The disk.
+    Disk(PointId),
     /// It cannot be read.
     Unreadable(Error),
 }
@@ -115,7 +115,7 @@ impl Work<'_> {
         // What has begun goes on.
         for Fresh { disk, known, .. } in fresh.iter().filter(|fresh| fresh.planned.is_none()) {
             let whole = known.as_ref().is_none_or(|known| !disk.bases.contains(&known.tracking));
-            if whole && !matches!(self.head(&disk.name).await?, Head::Nothing) {
+            if whole && !matches!(self.head(disk).await?, Head::Nothing) {
                 waiting.push(*disk);
             }
         }
@@ -127,14 +127,7 @@ impl Work<'_> {
 
     async fn begin(&mut self, info: &MachineInfo, fresh: Fresh<'_>) -> Result<SyncDisk> {
         let Fresh { disk, known, planned } = fresh;
-        let head = self.head(&disk.name).await?;
-        let had = match head {
-            Head::Disk(_, size) => size,
-            _ => known.as_ref().map_or(0, |known| known.size),
-        };
-        if disk.size < had {
-            return Err(shrunk(disk, had));
-        }
+        let head = self.head(disk).await?;
         let base = known.as_ref().map(|known| known.tracking);
         let sync = match planned {
             None => self.ctx.source.begin_sync(&disk.name, base).await?,
@@ -161,7 +154,7 @@ impl Work<'_> {
         let (whole, compare, against) = match (sync.scope, head) {
             (SyncScope::Dirty, _) => (false, false, None),
             (SyncScope::Marked, _) => (false, true, self.ready.state.point),
-            (SyncScope::Whole, Head::Disk(point, _)) => (false, true, Some(point)),
+            (SyncScope::Whole, Head::Disk(point)) => (false, true, Some(point)),
             (SyncScope::Whole, Head::Nothing) => (true, shipped, None),
             (SyncScope::Whole, Head::Unreadable(error)) => {
                 cause = not_compared(&cause, &error);
@@ -206,8 +199,9 @@ impl Work<'_> {
         Ok(disk)
     }
 
-    /// What the newest point has of `disk`.
-    async fn head(&mut self, disk: &str) -> Result<Head> {
+    /// What the newest point has of `disk`. Of one that has shrunk it has nothing: such a disk is a new one of that size, which
+    /// the proxy opens only when the operator means it.
+    async fn head(&mut self, disk: &DiskInfo) -> Result<Head> {
         let Some(point) = self.ready.state.point else { return Ok(Head::Nothing) };
         if self.ready.newest.as_ref().is_none_or(|newest| newest.id() != point) {
             match listing::header(&self.ready.vault, &self.ctx.settings.machine, point.number).await {
@@ -221,8 +215,8 @@ impl Work<'_> {
             }
         }
         let disks = self.ready.newest.iter().flat_map(|newest| &newest.disks);
-        let held = disks.into_iter().find(|held| held.name == disk);
-        Ok(held.map_or(Head::Nothing, |held| Head::Disk(point, held.size)))
+        let held = disks.into_iter().any(|held| held.name == disk.name && held.size <= disk.size);
+        Ok(if held { Head::Disk(point) } else { Head::Nothing })
     }
 
     /// `disk` cannot be compared because of `error`: all of it will be shipped.
@@ -312,13 +306,6 @@ pub(super) fn unreadable(error: &Error) -> bool {
 
 fn not_compared(cause: &str, error: &Error) -> String {
     format!("{cause}; shipped as a whole, because the vault's head cannot be read: {error}")
-}
-
-fn shrunk(disk: &DiskInfo, had: u64) -> Error {
-    let message = format!("has shrunk from {had} to {} bytes: the newest point holds more", disk.size);
-    Error::new(Kind::InvalidInput, format!("disk {}", disk.name), message).remedy(
-        "give it its size back, or protect the smaller disk under another name; points stay as they are",
-    )
 }
 
 /// Why `disks` are copied, for people: once if it is one reason.
