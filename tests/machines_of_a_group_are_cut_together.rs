@@ -20,7 +20,7 @@ fn shop() -> Site {
     let at = |name: &str| site.path(name).display().to_string();
     let mut text = format!(
         "state_dir = \"{}\"\nsite = \"lund\"\n[vault]\nurl = \"{}\"\nencryption = \"none\"\n\
-         [policy]\ninterval = \"1s\"\nretry = [\"1s\"]\n",
+         [policy]\ninterval = \"1s\"\nretry = [\"1s\"]\nlog_limit = \"1 GiB\"\n",
         at("state"),
         site.vault()
     );

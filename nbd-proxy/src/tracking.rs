@@ -49,6 +49,7 @@ pub struct DiskInfo {
 
 /// What a cut is asked to be. By default: made now, and of the disks alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CutRequest {
     /// The machine's share of a cut that another member of its consistency group asked for will do, if it was made at
     /// most this long ago.

@@ -22,7 +22,7 @@ pub struct Setup {
     interval: String,
     policy: String,
     tables: String,
-    log: &'static str,
+    log: Option<&'static str>,
     tcp: bool,
 }
 
@@ -37,7 +37,7 @@ impl Setup {
             // A test that runs at noon waits for no evening.
             policy: "log_limit = \"64 GiB\"\nresync_window = \"always\"\n".into(),
             tables: String::new(),
-            log: "info",
+            log: None,
             tcp: false,
         }
     }
@@ -74,7 +74,7 @@ impl Setup {
 
     /// What the daemons log: `LIFEBOAT_LOG`.
     pub fn log(mut self, what: &'static str) -> Self {
-        self.log = what;
+        self.log = Some(what);
         self
     }
 
@@ -150,7 +150,7 @@ pub struct Lifeboat {
     /// The proxy, or both roles in one.
     pub proxy: Option<Process>,
     pub uploader: Option<Process>,
-    log: &'static str,
+    log: Option<&'static str>,
     log_is_wild: bool,
     expected: Vec<String>,
 }
@@ -212,7 +212,9 @@ impl Lifeboat {
     }
 
     fn start(&self, role: &str) -> Process {
-        let mut process = Process::start(self.command().arg(role).env("LIFEBOAT_LOG", self.log), &self.log());
+        let mut command = self.command();
+        command.arg(role).envs(self.log.map(|what| ("LIFEBOAT_LOG", what)));
+        let mut process = Process::start(&mut command, &self.log());
         process.wait_for_line("ready", READY_LIMIT);
         process
     }

@@ -75,7 +75,7 @@ impl Vm {
         let mut vm = Self::start(command);
         vm.sh("mount -t ext4 /dev/vda /mnt");
         vm.sh(
-            "mkdir -p /var/run /run && qemu-ga -d -m virtio-serial -p /dev/vport0p1 -t /tmp -f /tmp/qga.pid",
+            "mkdir -p /var/run /run && qemu-ga -d -m virtio-serial -p /dev/vport*p1 -t /tmp -f /tmp/qga.pid",
         );
         vm
     }

@@ -19,7 +19,7 @@ pub enum Description {
     /// A delta.
     Delta(DeltaSummary),
     /// An entry of a line: a point or a claim.
-    Entry(EntrySummary),
+    Entry(Box<EntrySummary>),
 }
 
 /// A delta in numbers.
@@ -77,7 +77,8 @@ pub fn decode(object: &str, bytes: &[u8]) -> Result<Description> {
             let entry = point::decode(object, bytes)?;
             let embedded = &bytes[entry.embedded.clone()];
             let embedded = if embedded.is_empty() { None } else { Some(delta(object, embedded)?) };
-            Ok(Description::Entry(EntrySummary { header: entry.header, deltas: entry.deltas, embedded }))
+            let (header, deltas) = (entry.header, entry.deltas);
+            Ok(Description::Entry(Box::new(EntrySummary { header, deltas, embedded })))
         }
         _ => {
             let message = "is neither a delta nor an entry of a line";

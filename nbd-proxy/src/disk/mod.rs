@@ -199,10 +199,6 @@ impl TrackedDisk {
 }
 
 #[cfg(test)]
-mod losing;
-#[cfg(test)]
-mod power;
-#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! Test parts: a backing that fails on request, and a stand-in for the vault that believes only segments and copies.
 
+pub mod losing;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};

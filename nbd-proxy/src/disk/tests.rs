@@ -1,5 +1,6 @@
 //! The tracked disk keeps its promises, one disk at a time.
 
+mod power;
 mod rounds;
 
 use std::sync::Arc;
@@ -73,7 +74,7 @@ fn apply(machine: &Machine, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(60))]
     /// After any sequence of writes, lost cuts, kills, power losses, outside changes and broken logs, what tracking hands on makes the replica
     /// equal to the disk, and what a clean or killed run leaves needs no sync.
     #[test]

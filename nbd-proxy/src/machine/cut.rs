@@ -179,6 +179,8 @@ impl Machine {
         let (sender, receiver) = mpsc::sync_channel(1);
         let work = move || {
             let made = disks.iter().try_for_each(|disk| disk.prepare_cut());
+            // Before the answer: whoever gets it may close the disks, and must be the last to hold them.
+            drop(disks);
             drop(preparing);
             // Nobody asks any more if it took too long.
             let _ = sender.send(made);

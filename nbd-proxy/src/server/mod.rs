@@ -198,33 +198,34 @@ impl Server {
 
     /// Stops as the module says.
     pub fn stop(mut self) {
-        self.shut_down();
+        self.shut_down(drop);
     }
 
     /// Stops, and gives the sockets that listen on, in the order of the listeners.
     pub fn hand_over(mut self) -> Vec<HandedOver> {
-        self.shut_down().into_iter().map(Bound::hand_over).collect()
+        self.shut_down(|bound| bound.into_iter().map(Bound::hand_over).collect())
     }
 
-    fn shut_down(&mut self) -> Vec<Bound> {
+    /// What becomes of the sockets is for `sockets` to say, before the connections end.
+    fn shut_down<T>(&mut self, sockets: impl FnOnce(Vec<Bound>) -> T) -> T {
         let (acceptors, threads): (Vec<_>, Vec<_>) = self.acceptors.drain(..).unzip();
         acceptors.iter().for_each(|acceptor| acceptor.stop());
         for thread in threads {
             // A thread that panicked has said so on its own.
             let _ = thread.join();
         }
-        let bound = acceptors.into_iter().filter_map(Acceptor::into_bound).collect();
+        let left = sockets(acceptors.into_iter().filter_map(Acceptor::into_bound).collect());
         self.hall.empty();
         for disk in self.disks.drain(..) {
             disk.pool.close();
         }
-        bound
+        left
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shut_down();
+        self.shut_down(drop);
     }
 }
 

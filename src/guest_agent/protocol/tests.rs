@@ -23,6 +23,9 @@ async fn meet(stale: Vec<u8>, answers: &'static [u8], syncs: bool) -> io::Result
             said.extend(answers);
         }
         let _ = stream.write_all(&said).await;
+        // It says no more, and still listens: closed at once, it might be gone before it is asked.
+        let _ = stream.shutdown().await;
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
     });
     Agent::connect(&path).await
 }

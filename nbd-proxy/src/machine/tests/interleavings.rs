@@ -236,10 +236,9 @@ fn every_schedule_of_a_cut_over_two_disks_keeps_the_order_of_writes() {
 fn every_schedule_of_a_group_keeps_the_order_of_writes_and_loses_nothing() {
     use Step::{Cut, Release, Ship};
     // The share and the release of what is out; a cut that is never released; who asks twice before the other comes.
-    let members: [[&[Step]; 2]; 4] = [
-        [&[Cut(0), Ship(0)], &[Cut(1), Ship(1), Release(1)]],
+    let members: [[&[Step]; 2]; 3] = [
         [&[Cut(0)], &[Cut(1), Ship(1), Release(1), Cut(1)]],
-        [&[Cut(0)], &[Cut(1), Ship(1), Cut(1)]],
+        [&[Cut(0), Ship(0)], &[Cut(1), Ship(1)]],
         [&[Cut(0), Ship(0), Cut(0)], &[Cut(1)]],
     ];
     for [first, second] in members {

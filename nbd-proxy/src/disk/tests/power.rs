@@ -1,15 +1,15 @@
 //! Whatever dies, and whenever: what tracking names covers every difference between disk and vault.
 //!
-//! `LIFEBOAT_ROUNDS` is the number of cases of the property (80; 1,000 in `scripts/soak`).
+//! `LIFEBOAT_ROUNDS` is the number of cases of the property (30; 1,000 in `scripts/soak`).
 
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::TrackedDisk;
-use super::losing::{LosingDisk, Platter};
-use super::testing::{End, Replica, settings, write};
 use crate::device::{BlockDevice, ZeroMode};
+use crate::disk::TrackedDisk;
+use crate::disk::testing::losing::{LosingDisk, Platter};
+use crate::disk::testing::{End, Replica, settings, write};
 use crate::machine::Machine;
 use crate::tracking::SyncScope;
 
@@ -139,7 +139,7 @@ impl Host {
 }
 
 fn cases() -> u32 {
-    std::env::var("LIFEBOAT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(80)
+    std::env::var("LIFEBOAT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(30)
 }
 
 proptest! {
