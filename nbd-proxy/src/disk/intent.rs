@@ -30,6 +30,10 @@ const REGION: u64 = 4 << 20;
 const MOST: u64 = 1 << 19;
 /// Sequential writers mark at most so many regions ahead: as many as are marked right behind them.
 const AHEAD: usize = 16;
+/// Beyond so many saves for unmarked regions between two looks for something to clear, each save marks twice as many …
+const BURST: u32 = 32;
+/// … up to so many doublings. What was marked in vain is cleared at the next look.
+const DOUBLINGS: u32 = 8;
 /// A stamp allows changes for so many seconds.
 const ALLOWANCE: i64 = 10;
 
@@ -156,6 +160,8 @@ pub struct Intent {
     /// Syncs of the backing under way, and what each covers: nothing is synced before its sync has ended.
     syncing: Vec<(Sync, Regions)>,
     next_sync: u64,
+    /// Saves for unmarked regions, halved at each look for something to clear.
+    misses: u32,
     /// Written since the last save.
     busy: bool,
     saving: bool,
@@ -191,6 +197,7 @@ impl Intent {
             syncing: Vec::new(),
             next_sync: 0,
             until: found.until,
+            misses: 0,
             busy: false,
             saving: false,
             sync_failed: false,
@@ -217,7 +224,8 @@ impl Intent {
         self.trust = trust;
     }
 
-    /// A write waits for `range`. Behind a sequential writer, as many regions as are known right before it are marked ahead.
+    /// A write waits for `range`. Behind a sequential writer, as many regions as are known right before it are marked ahead; under
+    /// a burst of writes all over the disk, its neighbourhood is, and the larger the longer that lasts.
     pub fn want(&mut self, range: &Range<u64>) {
         self.wanted.add(range);
         let touched = self.known.touched(range);
@@ -225,6 +233,9 @@ impl Intent {
             self.known.bits[..touched.start].iter().rev().take(AHEAD).take_while(|known| **known).count();
         let ahead = touched.end..(touched.end + behind).min(self.known.bits.len());
         self.wanted.bits[ahead].fill(true);
+        let around = 1usize << (self.misses / BURST).min(DOUBLINGS);
+        let end = touched.end.next_multiple_of(around).min(self.known.bits.len());
+        self.wanted.bits[touched.start / around * around..end].fill(true);
     }
 
     /// Takes the turn to save, and what is to be saved at `now`; none if somebody is at it.
@@ -234,6 +245,7 @@ impl Intent {
         }
         self.saving = true;
         self.busy = false;
+        self.misses = self.misses.saturating_add(u32::from(!self.wanted.is_empty()));
         let mut regions = self.known.clone();
         regions.merge(&self.wanted);
         Some(Marks { regions, until: (now + ALLOWANCE).max(self.until) })
@@ -263,6 +275,7 @@ impl Intent {
 
     /// The regions that need no mark any more as far as this map can tell: idle since the last call, and synced.
     pub fn idle(&mut self) -> Regions {
+        self.misses /= 2;
         let recent = self.recent.take();
         let mut idle = self.known.clone();
         for held in [&recent, &self.unsynced, &self.wanted] {

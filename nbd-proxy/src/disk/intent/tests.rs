@@ -49,6 +49,27 @@ fn a_sequential_writer_marks_ahead_and_a_random_one_does_not() {
 }
 
 #[test]
+fn a_burst_all_over_the_disk_costs_few_saves_and_what_it_marked_in_vain_is_cleared() {
+    let size = 100_000 * REGION;
+    let mut intent = Intent::new(Marks { regions: Regions::none(size), until: NOW });
+    let (mut saves, mut place) = (0, 1_u64);
+    for _ in 0..20_000 {
+        place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let range = (place >> 20) % 100_000 * REGION..(place >> 20) % 100_000 * REGION + 1;
+        if !intent.allows(std::iter::once(range.clone()), NOW) {
+            intent.want(&range);
+            let marks = intent.begin_save(NOW).unwrap();
+            intent.end_save(marks, true);
+            saves += 1;
+        }
+        assert!(intent.allows(std::iter::once(range), NOW));
+    }
+    assert!(saves < 800, "{saves} saves");
+    let idle = intent.idle();
+    assert_eq!(&idle, intent.marked(), "none of it was written");
+}
+
+#[test]
 fn a_stamp_that_has_run_out_is_renewed_before_the_next_write() {
     let mut intent = Intent::new(marks(&[0]));
     let range = 0..4096;
