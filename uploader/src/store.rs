@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
@@ -128,23 +129,25 @@ impl Store {
     }
 
     /// Writes an object under a name that no other writer can know, so that writing it twice is harmless.
-    pub async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Overwrite).await
+    pub async fn put(&self, step: Step, key: &str, payload: PutPayload) -> Result<()> {
+        self.write(step, key, payload, PutMode::Overwrite).await
     }
 
     /// Writes an object unless the name is taken, which is [`Kind::Exists`].
     ///
     /// That answer means *unknown*: the object may be what an earlier attempt of ours wrote, whose reply was lost.
-    pub async fn create(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Create).await
+    pub async fn create(&self, step: Step, key: &str, payload: PutPayload) -> Result<()> {
+        self.write(step, key, payload, PutMode::Create).await
     }
 
-    async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
+    async fn write(&self, step: Step, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
+        durable::before(step, Op::Put).map_err(|e| self.cut_off(key, e))?;
         self.counters.puts.fetch_add(1, Relaxed);
         let len = payload.content_length() as u64;
         let options = PutOptions { mode, ..PutOptions::default() };
         let put = self.inner.put_opts(&Path::from(key), payload, options).await;
         put.map_err(|e| self.error("write", key, e))?;
+        durable::after(step, Op::Put).map_err(|e| self.cut_off(key, e))?;
         self.counters.bytes_up.fetch_add(len, Relaxed);
         Ok(())
     }
@@ -229,11 +232,18 @@ impl Store {
     }
 
     /// Removes an object; it need not exist.
-    pub async fn delete(&self, key: &str) -> Result<()> {
+    pub async fn delete(&self, step: Step, key: &str) -> Result<()> {
+        durable::before(step, Op::Delete).map_err(|e| self.cut_off(key, e))?;
         match self.inner.delete(&Path::from(key)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.error("delete", key, e)),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(e) => return Err(self.error("delete", key, e)),
         }
+        durable::after(step, Op::Delete).map_err(|e| self.cut_off(key, e))
+    }
+
+    /// A failpoint says that the request, or its reply, was lost on the way.
+    fn cut_off(&self, key: &str, error: std::io::Error) -> Error {
+        Error::new(Kind::Unavailable, self.name_of(key), format!("cannot reach the vault: {error}"))
     }
 
     /// In a plain folder a listing of what was never written answers "not found"; elsewhere that means no bucket.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backing::Identity;
+use crate::durable::{self, Step};
 use crate::tracking::SyncScope;
 use crate::{Error, Kind, Result};
 
@@ -71,19 +72,14 @@ impl StateFile {
     /// Opens or makes the file, and reads what it says; `None` if nothing was ever written.
     pub fn open(path: &Path) -> Result<(Self, Option<DiskState>)> {
         let remedy = "the folder of the change log (log_dir) must exist and be writable";
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
+        let file = durable::open_or_create(Step::StateMade, path)
             .map_err(|error| Error::io("open the tracking state", path, error).remedy(remedy))?;
         let mut bytes = vec![0; 2 * SLOT];
         let len =
             file.metadata().map_err(|error| Error::io("look at the tracking state", path, error))?.len();
         if len < bytes.len() as u64 {
             file.write_all_at(&bytes, 0)
-                .and_then(|()| file.sync_all())
+                .and_then(|()| durable::sync(Step::StateAllocated, &file))
                 .map_err(|error| Error::io("allocate the tracking state", path, error).remedy(remedy))?;
         }
         file.read_exact_at(&mut bytes, 0)
@@ -140,7 +136,7 @@ impl StateFile {
         let at = sequence % 2 * SLOT as u64;
         self.file
             .write_all_at(&slot, at)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| durable::sync(Step::StateWritten, &self.file))
             .inspect_err(|_| {
                 // The next try goes to the same slot: the other one is the one that counts.
                 *self.sequence.lock().unwrap_or_else(std::sync::PoisonError::into_inner) -= 1;

@@ -23,6 +23,7 @@ use std::sync::Mutex;
 use uuid::Uuid;
 
 use super::{Marks, Regions};
+use crate::durable::{self, Step};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"LBINTENT";
@@ -45,12 +46,7 @@ impl IntentFile {
     /// Opens or makes the file for the disk `disk` of `size` bytes, and reads it; `None` if there is nothing readable in it that
     /// belongs to this disk at this size.
     pub fn open(path: &Path, disk: Uuid, size: u64) -> Result<(Self, Option<Marks>)> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
+        let file = durable::open_or_create(Step::IntentMade, path)
             .map_err(|error| Error::io("open the intent map", path, error).remedy(REMEDY))?;
         let slot = slot_len(size);
         let mut bytes = vec![0; 2 * slot];
@@ -61,7 +57,7 @@ impl IntentFile {
         } else {
             file.set_len(0)
                 .and_then(|()| file.write_all_at(&bytes, 0))
-                .and_then(|()| file.sync_all())
+                .and_then(|()| durable::sync(Step::IntentAllocated, &file))
                 .map_err(|error| Error::io("allocate the intent map", path, error).remedy(REMEDY))?;
         }
         let slots = bytes.chunks(slot).filter_map(|slot| decode(slot, disk, size));
@@ -90,7 +86,7 @@ impl IntentFile {
         let at = sequence % 2 * slot_len(self.size) as u64;
         self.file
             .write_all_at(&slot, at)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| durable::sync(Step::IntentWritten, &self.file))
             .map_err(|error| Error::io("write the intent map", &self.path, error).remedy(REMEDY))?;
         *self.lock() = sequence;
         Ok(())
