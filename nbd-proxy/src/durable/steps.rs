@@ -84,6 +84,10 @@ steps! {
     IntentWritten: Sync;
     /// The bitmap of an unlogged disk, at a clean close.
     BitmapSaved: Create Sync SyncFolder;
+    /// The file that says which segments there must be.
+    EndsMade: Create;
+    /// At a clean close: what it says.
+    EndsClosed: Sync;
     /// The note beside the image.
     VoidDeclared: Create Sync SyncFolder;
     /// The note goes.
