@@ -3,7 +3,7 @@
 //! Every such step of Lifeboat goes through a function here (or, for objects in a vault, through the store, which calls
 //! [`before`] and [`after`] itself) and says which one it is: [`steps`] is the list of all of them. So there is one place
 //! where files are made durable, and a failpoint on either side of each step without a word about it where the step is taken.
-//! `tests/tidy.rs` refuses a step that goes around this module, and `tests/death_at_every_durable_step.rs` dies at each.
+//! `tests/tidy.rs` refuses a step that goes around this module, and `tests/death_at_every_durable_step/` dies at each.
 //!
 //! What a step promises when it returns: a *created* file is there for this boot; *synced* content survives a power loss;
 //! a name that was created, renamed or removed does so once its *folder is synced*. Functions that do several steps say in

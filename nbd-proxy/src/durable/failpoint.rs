@@ -62,8 +62,8 @@ struct Plan {
 
 static PLAN: OnceLock<Plan> = OnceLock::new();
 
-/// Plans for this whole process: words `POINT=fail`, `POINT=fail@N`, `POINT=die@N`, and `trace=FILE` for a file to which the name
-/// of each failpoint that is passed is added.
+/// Plans for this whole process: words `POINT=fail`, `POINT=fail@N`, `POINT=die@N`, and `trace=FILE` for a file to which a line
+/// is added for each failpoint that is passed: our process id, and its name.
 ///
 /// # Errors
 /// `InvalidInput`: a word cannot be understood, or there is no such failpoint.
@@ -142,7 +142,7 @@ pub(super) fn hit(step: Step, op: Op, when: When) -> io::Result<()> {
     let Some(plan) = PLAN.get() else { return Ok(()) };
     let point = name(step, op, when);
     if let Some(mut trace) = plan.trace.as_ref() {
-        trace.write_all(format!("{point}\n").as_bytes())?;
+        trace.write_all(format!("{} {point}\n", std::process::id()).as_bytes())?;
     }
     match plan.armed.iter().find(|armed| armed.strikes(&point)).map(|armed| armed.action) {
         None => Ok(()),

@@ -2,7 +2,7 @@
 //!
 //! Of the layers above there are only names here, so that one list can be gone through. A step is followed by the operations that
 //! its function in [`super`] does, in their order; on either side of each stands a failpoint, `STEP.OP.before` and
-//! `STEP.OP.after`. A new step is a line here and its name where it is taken; `tests/death_at_every_durable_step.rs` is red until one of
+//! `STEP.OP.after`. A new step is a line here and its name where it is taken; `tests/death_at_every_durable_step/` is red until one of
 //! its scenes gets there.
 
 /// What is done to a file or an object.
