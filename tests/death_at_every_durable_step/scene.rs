@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::lab::process::Process;
 use super::lab::{Client, MIB, Random, Scratch, Target, judge, lifeboat};
@@ -64,12 +65,13 @@ pub struct Scene {
     random: Random,
     /// What the disk must hold.
     model: Vec<u8>,
-    /// What it held after each write.
-    states: Vec<Vec<u8>>,
+    /// What it held after each write, as a hash.
+    states: Vec<Hash>,
     torn: Vec<Torn>,
     /// Points of which it is known what they hold: the index of the state.
     known: BTreeMap<String, usize>,
-    restarted: bool,
+    /// What went on failing until the daemons were started again.
+    stuck: Option<String>,
     /// Also planned for whatever is started, until the strike.
     pub besides: &'static str,
 }
@@ -90,7 +92,7 @@ impl Scene {
         );
         std::fs::write(scratch.join("lifeboat.toml"), config).expect("a configuration");
         old_jobs(&scratch.join("state/jobs"));
-        let states = vec![model.clone()];
+        let states = vec![hash(&model)];
         Self {
             scratch,
             strike,
@@ -101,7 +103,7 @@ impl Scene {
             states,
             torn: Vec::new(),
             known: BTreeMap::new(),
-            restarted: false,
+            stuck: None,
             besides: "",
         }
     }
@@ -204,9 +206,9 @@ impl Scene {
             };
             assert!(begin.elapsed() < LIMIT, "{what} goes on failing: {failed}");
             self.heal();
-            if begin.elapsed() > patience && !self.restarted {
+            if begin.elapsed() > patience && self.stuck.is_none() {
                 assert!(self.was_struck(), "{what} fails without a strike: {failed}");
-                (self.restarted, patience) = (true, LIMIT);
+                (self.stuck, patience) = (Some(format!("{what}: {failed}")), LIMIT);
                 for role in self.daemons.keys().copied().collect::<Vec<_>>() {
                     self.kill(role);
                     self.start(role);
@@ -219,7 +221,14 @@ impl Scene {
     /// Runs a command until it succeeds; its answer.
     pub fn ask(&mut self, args: &[&str]) -> Value {
         self.insist(&args.join(" "), |scene| {
-            let output = judge::output(&mut scene.command(args, false));
+            let mut command = scene.command(args, false);
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a command");
+            // What it waits for may be dead.
+            while child.try_wait().expect("its state").is_none() {
+                scene.heal();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let output = child.wait_with_output().expect("its end");
             let (out, err) =
                 (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             let answer = output.status.success().then(|| serde_json::from_str(&out).expect("JSON"));
@@ -257,15 +266,19 @@ impl Scene {
         let mut data = vec![0; len];
         self.random.fill(&mut data);
         let at = usize::try_from(offset).expect("small");
-        let before = self.model.clone();
+        let old = self.model[at..at + len].to_vec();
         self.model[at..at + len].copy_from_slice(&data);
-        let after = self.model.clone();
         self.connected(
             "a write",
             |client| client.try_write(offset, &data, flags),
-            |scene| scene.torn.push(Torn { before: before.clone(), after: after.clone() }),
+            |scene| {
+                let after = scene.model.clone();
+                let mut before = after.clone();
+                before[at..at + len].copy_from_slice(&old);
+                scene.torn.push(Torn { before, after });
+            },
         );
-        self.states.push(after);
+        self.states.push(hash(&self.model));
     }
 
     /// Writes `bytes` at random places.
@@ -325,8 +338,8 @@ impl Scene {
         restored
     }
 
-    /// The end of every scene: see the test's header.
-    pub fn end(mut self) {
+    /// The end of every scene: see the test's header. What went on failing until daemons were started again.
+    pub fn end(mut self) -> Option<String> {
         for role in [Role::Proxy, Role::Uploader] {
             if !self.daemons.contains_key(&role) {
                 self.start(role);
@@ -346,10 +359,11 @@ impl Scene {
         for point in points {
             let id = lifeboat::text(&point, "id");
             let held = self.restore(&id, false);
-            let state = self.states.iter().rposition(|state| *state == held);
+            let seen = hash(&held);
+            let state = self.states.iter().rposition(|state| *state == seen);
             match (self.known.remove(&id), state) {
                 (Some(wanted), _) => {
-                    assert!(self.states[wanted] == held, "point {id} is not what the disk held at its cut");
+                    assert!(self.states[wanted] == seen, "point {id} is not what the disk held at its cut");
                     newest = wanted;
                 }
                 (None, Some(state)) => {
@@ -360,16 +374,22 @@ impl Scene {
             }
         }
         assert!(self.known.is_empty(), "points are lost: {:?}", self.known);
+        self.stuck
     }
 
     /// Whether a write that was never answered explains `held`: each sector is old or new.
     fn is_torn(&self, held: &[u8]) -> bool {
         self.torn.iter().any(|torn| {
-            let sectors = held.chunks(512).zip(torn.before.chunks(512).zip(torn.after.chunks(512)));
-            let mut sectors = sectors;
+            let mut sectors = held.chunks(512).zip(torn.before.chunks(512).zip(torn.after.chunks(512)));
             sectors.all(|(held, (before, after))| held == before || held == after)
         })
     }
+}
+
+type Hash = [u8; 32];
+
+fn hash(bytes: &[u8]) -> Hash {
+    Sha256::digest(bytes).into()
 }
 
 /// Reads the file at `path` and removes it.
