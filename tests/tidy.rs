@@ -266,7 +266,7 @@ fn starts_with_it(line: &str, word: &str) -> bool {
 }
 
 /// What makes, syncs, renames, removes or puts something.
-const DURABLE: [&str; 18] = [
+const DURABLE: [&str; 21] = [
     "sync_all(",
     "sync_data(",
     "::fsync(",
@@ -285,16 +285,20 @@ const DURABLE: [&str; 18] = [
     "remove_dir",
     ".put_opts(",
     ".inner.delete(",
+    "store.put(",
+    "store.create(",
+    "store.delete(",
 ];
 
 /// Where that is done without a failpoint on the line, and why that is right.
-const WITHOUT_FAILPOINT: [(&str, &[&str], &str); 7] = [
+const WITHOUT_FAILPOINT: [(&str, &[&str], &str); 8] = [
     ("nbd-proxy/src/durable.rs", &[], "this is where it is done"),
     ("nbd-proxy/src/backing/raw.rs", &["DSYNC"], "its only caller takes the step"),
-    ("uploader/src/store.rs", &[".put_opts(", ".inner.delete("], "between failpoints, and awaited"),
+    ("uploader/src/store.rs", &[".put_opts(", ".inner.delete("], "its callers take the step"),
     ("nbd-proxy/src/server/listen.rs", &["remove_file("], "a socket means nothing without its process"),
     ("src/control/server.rs", &["remove_file(", ".create(true)"], "the same, and the lock"),
     ("src/demo/scene.rs", &["create_dir", "File::create(", "sync_all(", "remove_dir"], "a scratch folder"),
+    ("uploader/src/check/rows.rs", &["store.put(", "store.create(", "store.delete("], "probes, and no vault"),
     ("nbd-proxy/src/durable/failpoint.rs", &[".create(true)"], "for tests only"),
 ];
 

@@ -1,7 +1,6 @@
 //! Steps that a crash must find done or not done: what creates, syncs, renames or removes something that outlives the process.
 //!
-//! Every such step of Lifeboat goes through a function here (or, for objects in a vault, through the store, which calls
-//! [`before`] and [`after`] itself) and says which one it is: [`steps`] is the list of all of them. So there is one place
+//! Every such step of Lifeboat goes through a function here and says which one it is: [`steps`] is the list of all of them. So there is one place
 //! where files are made durable, and a failpoint on either side of each step without a word about it where the step is taken.
 //! `tests/tidy.rs` refuses a step that goes around this module, and `tests/death_at_every_durable_step/` dies at each.
 //!
@@ -22,7 +21,7 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
 pub use self::steps::{Op, Step, When};
-use crate::Result;
+use crate::{Error, Kind, Result};
 
 /// Stands before `op` of `step`. Nothing but in a build with failpoints.
 ///
@@ -65,6 +64,20 @@ pub fn take<T>(step: Step, op: Op, act: impl FnOnce() -> io::Result<T>) -> io::R
     before(step, op)?;
     let done = act()?;
     after(step, op)?;
+    Ok(done)
+}
+
+/// Awaits `act`, a request to a vault that is `op` of `step`.
+///
+/// # Errors
+/// Those of the request, and at a failpoint that the vault cannot be reached.
+pub async fn request<T>(step: Step, op: Op, act: impl Future<Output = Result<T>>) -> Result<T> {
+    let lost = |error: io::Error| {
+        Error::new(Kind::Unavailable, format!("{step:?}"), format!("cannot reach the vault: {error}"))
+    };
+    before(step, op).map_err(lost)?;
+    let done = act.await?;
+    after(step, op).map_err(lost)?;
     Ok(done)
 }
 

@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use nbd_proxy::durable::{self, Op, Step};
+use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{
+    Attribute, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+};
 use serde::{Deserialize, Serialize};
 
 pub use open::{StoreConfig, open};
@@ -85,6 +87,17 @@ pub struct Listed {
     pub size: u64,
 }
 
+/// What a store says of an object besides its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// When it was written, by the store's clock.
+    pub modified: Timestamp,
+    /// Names this version of it, where the store keeps several.
+    pub version: Option<String>,
+    /// Where the store keeps it, if it says so.
+    pub storage_class: Option<String>,
+}
+
 /// A place for objects; cheap to clone, clones share their counters.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -129,25 +142,23 @@ impl Store {
     }
 
     /// Writes an object under a name that no other writer can know, so that writing it twice is harmless.
-    pub async fn put(&self, step: Step, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(step, key, payload, PutMode::Overwrite).await
+    pub async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
+        self.write(key, payload, PutMode::Overwrite).await
     }
 
     /// Writes an object unless the name is taken, which is [`Kind::Exists`].
     ///
     /// That answer means *unknown*: the object may be what an earlier attempt of ours wrote, whose reply was lost.
-    pub async fn create(&self, step: Step, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(step, key, payload, PutMode::Create).await
+    pub async fn create(&self, key: &str, payload: PutPayload) -> Result<()> {
+        self.write(key, payload, PutMode::Create).await
     }
 
-    async fn write(&self, step: Step, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
-        durable::before(step, Op::Put).map_err(|e| self.cut_off(key, e))?;
+    async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
         self.counters.puts.fetch_add(1, Relaxed);
         let len = payload.content_length() as u64;
         let options = PutOptions { mode, ..PutOptions::default() };
         let put = self.inner.put_opts(&Path::from(key), payload, options).await;
         put.map_err(|e| self.error("write", key, e))?;
-        durable::after(step, Op::Put).map_err(|e| self.cut_off(key, e))?;
         self.counters.bytes_up.fetch_add(len, Relaxed);
         Ok(())
     }
@@ -201,6 +212,24 @@ impl Store {
         Err(Error::corrupt(self.name_of(key), message))
     }
 
+    /// What the store says of an object.
+    pub async fn describe(&self, key: &str) -> Result<Described> {
+        self.counters.gets.fetch_add(1, Relaxed);
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        let got = self.inner.get_opts(&Path::from(key), options).await;
+        let got = got.map_err(|e| self.error("look at", key, e))?;
+        let modified = got.meta.last_modified;
+        let modified = Timestamp::new(modified.timestamp(), 0).map_err(|e| {
+            Error::corrupt(
+                self.name_of(key),
+                format!("the store says that it was written at {modified}: {e}"),
+            )
+        })?;
+        let storage_class =
+            got.attributes.get(&Attribute::StorageClass).map(|class| class.as_ref().to_owned());
+        Ok(Described { modified, version: got.meta.version, storage_class })
+    }
+
     /// Everything below `folder`, sorted by name.
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
         self.counters.lists.fetch_add(1, Relaxed);
@@ -232,18 +261,11 @@ impl Store {
     }
 
     /// Removes an object; it need not exist.
-    pub async fn delete(&self, step: Step, key: &str) -> Result<()> {
-        durable::before(step, Op::Delete).map_err(|e| self.cut_off(key, e))?;
+    pub async fn delete(&self, key: &str) -> Result<()> {
         match self.inner.delete(&Path::from(key)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(e) => return Err(self.error("delete", key, e)),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.error("delete", key, e)),
         }
-        durable::after(step, Op::Delete).map_err(|e| self.cut_off(key, e))
-    }
-
-    /// A failpoint says that the request, or its reply, was lost on the way.
-    fn cut_off(&self, key: &str, error: std::io::Error) -> Error {
-        Error::new(Kind::Unavailable, self.name_of(key), format!("cannot reach the vault: {error}"))
     }
 
     /// In a plain folder a listing of what was never written answers "not found"; elsewhere that means no bucket.

@@ -6,7 +6,6 @@ use crate::replicate::{self, Connect};
 use crate::store::{self, StoreConfig};
 use crate::testing::{Random, Rig, memory_vault};
 use crate::vault::Encryption;
-use nbd_proxy::durable::Step;
 
 const MIB: u64 = 1 << 20;
 
@@ -132,7 +131,7 @@ async fn a_flipped_byte_is_named_and_never_written() {
         for at in (0..good.len()).step_by(7) {
             let mut bad = good.to_vec();
             bad[at] ^= 1;
-            vault.store.put(Step::DeltaPut, &object.key, bad.into()).await.unwrap();
+            vault.store.put(&object.key, bad.into()).await.unwrap();
             match crate::testing::contents(&vault, "m", latest).await {
                 Ok(shown) => {
                     assert!(shown == expected, "byte {at} of {} changed the disk", object.key);
@@ -145,7 +144,7 @@ async fn a_flipped_byte_is_named_and_never_written() {
                 }
             }
         }
-        vault.store.put(Step::DeltaPut, &object.key, good.into()).await.unwrap();
+        vault.store.put(&object.key, good.into()).await.unwrap();
     }
     assert!(found > 20 * harmless, "{found} found, {harmless} without effect");
 }
@@ -159,10 +158,10 @@ async fn a_missing_or_truncated_delta_leaves_no_file() {
     let listed = vault.store.list("machines/m/deltas").await.unwrap();
     let (key, good) = (&listed[0].key, vault.store.get(&listed[0].key, 1 << 30).await.unwrap());
     let to = tempfile::tempdir().unwrap();
-    vault.store.put(Step::DeltaPut, key, good.slice(..good.len() / 2).into()).await.unwrap();
+    vault.store.put(key, good.slice(..good.len() / 2).into()).await.unwrap();
     let error = restore(&vault, &request(to.path()), quiet()).await.unwrap_err();
     assert!(error.kind == Kind::Corrupt && error.object.ends_with(key.as_str()), "{error}");
-    vault.store.delete(Step::DeltaPut, key).await.unwrap();
+    vault.store.delete(key).await.unwrap();
     let error = restore(&vault, &request(to.path()), quiet()).await.unwrap_err();
     assert!(error.kind == Kind::NotFound && error.object.ends_with(key.as_str()), "{error}");
     assert!(store::is_missing_object(&error));

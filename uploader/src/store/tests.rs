@@ -5,7 +5,6 @@ use object_store::memory::InMemory;
 
 use super::*;
 use crate::vault::{Encryption, Vault};
-use nbd_proxy::durable::Step;
 
 /// The behaviour that everything above relies on, for every kind of store.
 async fn conforms(store: &Store) {
@@ -16,8 +15,8 @@ async fn conforms(store: &Store) {
     assert!(store.list("machines/m/line").await.unwrap().is_empty());
     assert!(store.list_folders("machines").await.unwrap().is_empty());
 
-    store.create(Step::DeltaPut, key, Bytes::from_static(b"0123456789").into()).await.unwrap();
-    let again = store.create(Step::DeltaPut, key, Bytes::from_static(b"other").into()).await.unwrap_err();
+    store.create(key, Bytes::from_static(b"0123456789").into()).await.unwrap();
+    let again = store.create(key, Bytes::from_static(b"other").into()).await.unwrap_err();
     assert_eq!(again.kind, Kind::Exists);
     assert_eq!(store.get(key, 100).await.unwrap().as_ref(), b"0123456789");
     assert_eq!(store.get(key, 9).await.unwrap_err().kind, Kind::Corrupt);
@@ -31,15 +30,15 @@ async fn conforms(store: &Store) {
     }
 
     let other = "machines/m/line/00000000000000000002";
-    store.put(Step::DeltaPut, other, Bytes::from_static(b"x").into()).await.unwrap();
-    store.put(Step::DeltaPut, other, Bytes::from_static(b"xy").into()).await.unwrap();
-    store.put(Step::DeltaPut, "machines/n/line/00000000000000000001", Bytes::new().into()).await.unwrap();
+    store.put(other, Bytes::from_static(b"x").into()).await.unwrap();
+    store.put(other, Bytes::from_static(b"xy").into()).await.unwrap();
+    store.put("machines/n/line/00000000000000000001", Bytes::new().into()).await.unwrap();
     let listed = store.list("machines/m/line").await.unwrap();
     let expected = [Listed { key: key.to_owned(), size: 10 }, Listed { key: other.to_owned(), size: 2 }];
     assert_eq!(listed, expected);
     assert_eq!(store.list_folders("machines").await.unwrap(), ["m", "n"]);
-    store.delete(Step::DeltaPut, key).await.unwrap();
-    store.delete(Step::DeltaPut, key).await.unwrap();
+    store.delete(key).await.unwrap();
+    store.delete(key).await.unwrap();
     assert!(is_missing_object(&store.get(key, 100).await.unwrap_err()));
 }
 
@@ -96,7 +95,7 @@ async fn a_store_named_from_outside_conforms() {
 async fn requests_are_counted_apart() {
     let store = Store::new(Arc::new(InMemory::new()), "memory://test");
     let other = store.counted_apart();
-    store.put(Step::DeltaPut, "a", Bytes::from_static(b"123").into()).await.unwrap();
+    store.put("a", Bytes::from_static(b"123").into()).await.unwrap();
     store.get("a", 10).await.unwrap();
     store.list("x").await.unwrap();
     let counts = store.counts();
