@@ -64,8 +64,6 @@ pub struct StateFile {
     file: File,
     path: PathBuf,
     sequence: Mutex<u64>,
-    #[cfg(test)]
-    refusing: std::sync::atomic::AtomicBool,
 }
 
 /// What the file says.
@@ -105,13 +103,7 @@ impl StateFile {
         let damaged = slots().any(|slot| decode(slot).is_none() && slot.iter().any(|byte| *byte != 0));
         let newest = slots().filter_map(decode).max_by_key(|(sequence, _)| *sequence);
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        let state = Self {
-            file,
-            path: path.to_owned(),
-            sequence: Mutex::new(sequence),
-            #[cfg(test)]
-            refusing: std::sync::atomic::AtomicBool::new(false),
-        };
+        let state = Self { file, path: path.to_owned(), sequence: Mutex::new(sequence) };
         let found = newest.map(|(_, json)| serde_json::from_slice(&json)).transpose();
         let found = found.map_err(|error| newer(path, &error.to_string()).source(error))?;
         Ok((state, FoundState { known: damaged || found.is_some(), state: found, damaged }))
@@ -119,10 +111,6 @@ impl StateFile {
 
     /// Writes `state`; durable on return. There is one writer at a time: the thread that changes the disk's mode.
     pub fn write(&self, state: &DiskState) -> Result<()> {
-        #[cfg(test)]
-        if self.refusing.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(Error::new(Kind::Io, self.path.display().to_string(), "the test says no"));
-        }
         let json = serde_json::to_vec(state).map_err(|error| {
             Error::new(Kind::InvalidInput, self.path.display().to_string(), format!("cannot encode: {error}"))
         })?;
@@ -143,14 +131,6 @@ impl StateFile {
                 *self.sequence.lock().unwrap_or_else(std::sync::PoisonError::into_inner) -= 1;
             })
             .map_err(|error| Error::io("write the tracking state", &self.path, error))
-    }
-}
-
-#[cfg(test)]
-impl StateFile {
-    /// Makes every write fail while `refusing`.
-    pub fn refuse(&self, refusing: bool) {
-        self.refusing.store(refusing, std::sync::atomic::Ordering::SeqCst);
     }
 }
 

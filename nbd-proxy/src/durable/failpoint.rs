@@ -26,6 +26,9 @@ pub fn all() -> impl Iterator<Item = String> {
         .flat_map(move |(step, ops)| ops.iter().flat_map(move |op| sides.map(|when| name(*step, *op, when))))
 }
 
+/// Armed instead of one failpoint: all of them.
+pub const ANY: &str = "*";
+
 /// What is to happen at a failpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -47,7 +50,7 @@ struct Armed {
 
 impl Armed {
     fn strikes(&self, point: &str) -> bool {
-        self.point == point && {
+        (self.point == point || self.point == ANY) && {
             let passed = 1 + self.passed.fetch_add(1, Ordering::Relaxed);
             self.nth == 0 || self.nth == passed
         }
@@ -113,11 +116,6 @@ impl Guard {
     pub fn passed(&self) -> Vec<String> {
         LOCAL.with_borrow(|local| local.as_ref().map(|local| local.passed.clone()).unwrap_or_default())
     }
-
-    /// Whether the thread's program has died.
-    pub fn is_dead(&self) -> bool {
-        LOCAL.with_borrow(|local| local.as_ref().is_some_and(|local| local.dead))
-    }
 }
 
 impl Drop for Guard {
@@ -126,10 +124,15 @@ impl Drop for Guard {
     }
 }
 
+/// Whether this thread's program has died.
+pub fn is_dead() -> bool {
+    LOCAL.with_borrow(|local| local.as_ref().is_some_and(|local| local.dead))
+}
+
 /// Arms failpoints for the calling thread: (name, what happens, at which passing from 1 on, or 0 for every one).
 pub fn arm(wishes: &[(&str, Action, u64)]) -> Guard {
     let armed = |(point, action, nth): &(&str, Action, u64)| {
-        debug_assert!(all().any(|known| known == *point), "there is no failpoint {point}");
+        debug_assert!(*point == ANY || all().any(|known| known == *point), "there is no failpoint {point}");
         Armed { point: (*point).to_owned(), action: *action, nth: *nth, passed: AtomicU64::new(0) }
     };
     LOCAL.set(Some(Local { armed: wishes.iter().map(armed).collect(), passed: Vec::new(), dead: false }));

@@ -15,7 +15,7 @@ fn a_file_is_replaced_as_a_whole_or_not_at_all() {
         for when in ["before", "after"] {
             let dead = arm(&[(&format!("JobSaved.{op}.{when}"), Action::Die, 1)]);
             replace(Step::JobSaved, &path, b"new").unwrap_err();
-            assert!(dead.is_dead());
+            assert!(failpoint::is_dead());
             drop(dead);
             let renamed = op == "SyncFolder" || (op, when) == ("Rename", "after");
             let wanted: &[u8] = if renamed { b"new" } else { b"old" };

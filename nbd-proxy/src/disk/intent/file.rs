@@ -38,8 +38,6 @@ pub struct IntentFile {
     disk: Uuid,
     size: u64,
     sequence: Mutex<u64>,
-    #[cfg(test)]
-    refusing: std::sync::atomic::AtomicBool,
 }
 
 /// What the file says.
@@ -82,24 +80,12 @@ impl IntentFile {
         let newest =
             slots().filter_map(|slot| decode(slot, disk, size)).max_by_key(|(sequence, _)| *sequence);
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        let file = Self {
-            file,
-            path: path.to_owned(),
-            disk,
-            size,
-            sequence: Mutex::new(sequence),
-            #[cfg(test)]
-            refusing: std::sync::atomic::AtomicBool::new(false),
-        };
+        let file = Self { file, path: path.to_owned(), disk, size, sequence: Mutex::new(sequence) };
         Ok((file, FoundMarks { newest: newest.map(|(_, marks)| marks), damaged }))
     }
 
     /// Writes `marks`; durable on return. There is one writer at a time.
     pub fn write(&self, marks: &Marks) -> Result<()> {
-        #[cfg(test)]
-        if self.refusing.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(Error::io("write the intent map", &self.path, rustix::io::Errno::IO.into()));
-        }
         let sequence = *self.lock() + 1;
         let slot = encode(sequence, self.disk, self.size, marks);
         let at = sequence % 2 * slot_len(self.size) as u64;
@@ -113,14 +99,6 @@ impl IntentFile {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, u64> {
         self.sequence.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-impl IntentFile {
-    /// Makes every write fail while `refusing`.
-    pub fn refuse(&self, refusing: bool) {
-        self.refusing.store(refusing, std::sync::atomic::Ordering::SeqCst);
     }
 }
 
