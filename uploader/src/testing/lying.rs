@@ -16,7 +16,7 @@ use object_store::{
 
 /// The way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
+pub(crate) enum Lie {
     IgnoresCondition,
     ChecksBeforeItWrites,
     ShortensRanges,
@@ -32,7 +32,7 @@ pub enum Lie {
 }
 
 #[derive(Debug)]
-pub struct Lying {
+pub(crate) struct Lying {
     inner: InMemory,
     lie: Lie,
     reading: AtomicU64,
