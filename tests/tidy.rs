@@ -291,7 +291,7 @@ const DURABLE: [&str; 21] = [
 ];
 
 /// Where that is done without a failpoint on the line, and why that is right.
-const WITHOUT_FAILPOINT: [(&str, &[&str], &str); 8] = [
+const WITHOUT_FAILPOINT: [(&str, &[&str], &str); 9] = [
     ("nbd-proxy/src/durable.rs", &[], "this is where it is done"),
     ("nbd-proxy/src/backing/raw.rs", &["DSYNC"], "its only caller takes the step"),
     ("uploader/src/store.rs", &[".put_opts(", ".inner.delete("], "its callers take the step"),
@@ -299,6 +299,11 @@ const WITHOUT_FAILPOINT: [(&str, &[&str], &str); 8] = [
     ("src/control/server.rs", &["remove_file(", ".create(true)"], "the same, and the lock"),
     ("src/demo/scene.rs", &["create_dir", "File::create(", "sync_all(", "remove_dir"], "a scratch folder"),
     ("uploader/src/check/rows.rs", &["store.put(", "store.create(", "store.delete("], "probes, and no vault"),
+    (
+        "uploader/src/vault.rs",
+        &["store.create("],
+        "tries a name that is taken: writes nothing that was not there",
+    ),
     ("nbd-proxy/src/durable/failpoint.rs", &[".create(true)"], "for tests only"),
 ];
 
