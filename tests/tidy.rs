@@ -335,6 +335,20 @@ fn every_durable_step_has_failpoints() {
     fail("an exception that nothing needs", &idle);
 }
 
+/// What is shipped is built without development dependencies, and only they ask for failpoints.
+#[test]
+fn nothing_that_is_shipped_has_failpoints() {
+    for source in sources(|name| name.ends_with("Cargo.toml")) {
+        let mut section = "";
+        for line in source.text.lines() {
+            section = if line.starts_with('[') { line } else { section };
+            let asks = line.contains("\"failpoints\"") || line.contains("/failpoints");
+            assert!(!asks || section == "[dev-dependencies]", "{}: {section} {line}", source.path);
+            assert!(!line.starts_with("default =") || source.path != "nbd-proxy/Cargo.toml", "{line}");
+        }
+    }
+}
+
 fn goes_around(line: &str) -> impl Iterator<Item = &'static &'static str> {
     let through = line.contains("Step::") || line.contains("durable::");
     DURABLE.iter().filter(move |word| !through && line.contains(**word))
