@@ -10,6 +10,7 @@
 
 pub mod blockmap;
 pub mod changes;
+pub mod check;
 pub mod cipher;
 pub mod commit;
 pub mod delta;
