@@ -11,6 +11,7 @@
 pub mod blockmap;
 pub mod changes;
 pub mod check;
+pub mod cipher;
 pub mod clock;
 pub mod commit;
 pub mod delta;
