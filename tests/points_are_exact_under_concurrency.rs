@@ -152,6 +152,7 @@ fn one(seed: u64) {
             log_dir: None,
             read_only: false,
             log_limit: Some(1 << 30),
+            upstream: Default::default(),
         }
     };
     let disks = DISKS.iter().map(settings).collect();

@@ -1,7 +1,7 @@
 //! A disk whose every write is known: the decorator between the NBD server and the backing.
 //!
 //! Files and their questions: `write` — what happens to a request; `switch` — how logging stops and starts again; `mark` — how
-//! the intent map is kept ahead of the writes; `recover` and `verdict` — what an open finds after a crash; `tracker` and `intent` —
+//! the intent map is kept ahead of the writes; `power` — what a backing loses that is not here; `recover` and `verdict` — what an open finds after a crash; `tracker` and `intent` —
 //! the state behind them, without I/O. `state`, `intent::file`, `bitmap_file` and `void` are what survives a restart.
 //!
 //! Invariants, each with the test that holds it:
@@ -15,8 +15,10 @@
 mod bitmap_file;
 mod intent;
 mod mark;
+mod power;
 mod ranges;
 mod recover;
+mod sample;
 mod state;
 mod switch;
 mod tracker;
@@ -89,6 +91,7 @@ impl TrackedDisk {
             dirty_bytes: tracker.dirty_bytes(),
             log_bytes: tracker.log_bytes(),
             clients: 0,
+            trouble: self.backing.trouble(),
         }
     }
 

@@ -34,7 +34,7 @@ use self::blocks::{Held, around, within};
 use self::claim::Claim;
 use self::link::{Effect, Request, Slot};
 use self::session::Session;
-use super::{Access, Backing, Identity, Lost, Watcher};
+use super::{Access, Backing, Identity, Watcher};
 use crate::client::handshake::Agreed;
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
 use crate::nbd::answer::{Answer, Question};
@@ -90,7 +90,7 @@ impl UpstreamDisk {
         let address = Address::parse(path)?;
         let writable = access == Access::ReadWrite;
         let claim = writable.then(|| Claim::take(&address)).transpose()?;
-        let session = Arc::new(Session::open(address, settings)?);
+        let session = Arc::new(Session::open(address, settings, writable)?);
         let agreed = session.agreed;
         check(path, &agreed, writable)?;
         let mut disk = Self {

@@ -63,7 +63,7 @@ pub struct Session {
 
 impl Session {
     /// Connects for the first time.
-    pub fn open(address: Address, settings: Settings) -> Result<Self> {
+    pub fn open(address: Address, settings: Settings, writable: bool) -> Result<Self> {
         let link = Link::open(&address, settings.reply_timeout)?;
         let (agreed, server) = (link.agreed, link.server.clone());
         let state = State {
@@ -71,7 +71,7 @@ impl Session {
             away: None,
             closing: false,
             // What an earlier client of the server wrote may not be durable.
-            changes: 1,
+            changes: u64::from(writable),
             durable: 0,
             losses: 0,
             server,
