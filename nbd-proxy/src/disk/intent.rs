@@ -56,7 +56,7 @@ impl Regions {
     }
 
     /// All regions of a disk of `size` bytes.
-    fn all(size: u64) -> Self {
+    pub fn all(size: u64) -> Self {
         let mut all = Self::none(size);
         all.bits.fill(true);
         all

@@ -14,14 +14,13 @@
 //! what it had. If not, the next flush fails as well, for what was not flushed before the kill may be gone.
 
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use super::TrackedDisk;
 use super::sample::Sample;
 use super::state::DiskState;
 use super::switch::end_stretch;
-use super::tracker::Mode;
+use super::tracker::{Mode, Tracker};
 use crate::backing::{Backing, Watcher};
 
 const LOST: &str = "the disk's server was lost with writes that were not flushed";
@@ -110,18 +109,21 @@ impl TrackedDisk {
     }
 }
 
-/// Whether something that was not flushed may be gone, and its client does not know.
-pub(super) fn has_untold_loss(state: &DiskState, backing: &dyn Backing) -> bool {
-    let server = backing.server();
-    let remembers = server.is_some() && server == state.afar.server;
-    state.afar.untold || (backing.loses_alone() && !state.clean && !remembers)
+/// What the tracker of a disk that is opened must know of its backing, if that is not here.
+pub(super) fn take_from_afar(tracker: &mut Tracker, backing: &dyn Backing, state: Option<&DiskState>) {
+    tracker.server = backing.server();
+    tracker.losses = u64::from(state.is_some_and(|state| has_untold_loss(state, backing, &tracker.server)));
+    if state.is_none() && !backing.tells_changes() {
+        tracing::warn!(
+            disk = %backing.path().display(),
+            "this disk does not tell when it was changed: changes behind Lifeboat's back are noticed only where a sample shows \
+             them, at the next start; after one, run `lifeboat resync`"
+        );
+    }
 }
 
-/// Says once what can be known of such a disk.
-pub(super) fn warn_of_sample(path: &Path) {
-    tracing::warn!(
-        disk = %path.display(),
-        "this disk does not tell when it was changed: changes behind Lifeboat's back are noticed only where a sample shows them, \
-         at the next start; after one, run `lifeboat resync`"
-    );
+/// Whether something that was not flushed may be gone, and its client does not know.
+fn has_untold_loss(state: &DiskState, backing: &dyn Backing, server: &Option<String>) -> bool {
+    let remembers = server.is_some() && *server == state.afar.server;
+    state.afar.untold || (backing.loses_alone() && !state.clean && !remembers)
 }

@@ -15,6 +15,8 @@
 //! | not clean, and the disk is another server's | that may have lost what was not flushed | new stretch, marked regions |
 //! | clean, of a disk without a change time, and a sample differs | changed outside | new stretch, whole sync |
 //! | not clean, and the intent map is not kept or not readable | nothing tells where the disk may differ | new stretch, whole sync |
+//! | a log or a saved bitmap that should go on, and is not whole | its blocks lie in the marked regions | new stretch, marked regions; whole sync if the map is not readable |
+//! | the newest record of the state damaged under the same boot | no kill does that | new stretch, whole sync |
 //! | smaller than before | somebody cut it short | refused |
 //!
 //! *Marked regions*: every byte that may differ from any point the vault may hold under one of the state's `bases` lies in a region
@@ -26,8 +28,9 @@
 //! next point is what the disk is. Cuts that were out are forgotten; their segments join the next cut.
 //!
 //! Killed while opening: before the state file is written nothing has changed but new segments under the same stretch, which say
-//! what is on the backing and so are true in any order behind the old. The intent map is emptied, where it is, only after the state
-//! file says that it is not relied on.
+//! what is on the backing and so are true in any order behind the old, and an intent map that marks no less. What does not count any
+//! more goes only after the state file says so: the log's segments, and the marks that were there when everything begins anew.
+//! A clean close leaves marks that may be unreadable, or were not kept: then all regions are marked before the state file relies on them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,10 +40,12 @@ use uuid::Uuid;
 
 use super::TrackedDisk;
 use super::bitmap_file;
+use super::ends::Ends;
 use super::intent::file::IntentFile;
 use super::intent::{Intent, Marks, Regions};
+use super::left::{FoundLog, Left, Place};
 use super::mark::unix_now;
-use super::power::{has_untold_loss, warn_of_sample};
+use super::power::take_from_afar;
 use super::state::{DiskState, StateFile};
 use super::switch::{end_stretch, give_round_up};
 use super::tracker::{Mode, Syncing, Tracker};
@@ -48,11 +53,10 @@ use super::verdict::{Era, Verdict, judge};
 use super::void::Void;
 use crate::backing::upstream::{self, Address, UpstreamDisk};
 use crate::backing::{Access, Backing, RawDisk};
-use crate::bitmap::DirtyBitmap;
 use crate::log::SegmentWriter;
 use crate::log::folder::Folder;
 use crate::log::format::Header;
-use crate::tracking::SegmentRef;
+use crate::tracking::{SegmentRef, SyncScope};
 use crate::{Error, Kind, Result};
 
 /// The largest default for the log of one disk, in bytes.
@@ -78,15 +82,6 @@ pub struct DiskSettings {
     pub upstream: upstream::Settings,
 }
 
-/// The log that goes on, and what must be known of it.
-struct Found {
-    segments: Vec<SegmentRef>,
-    /// What the records cover.
-    dirty: DirtyBitmap,
-    /// Extents of records that may not have reached the backing, as (offset, end).
-    unsure: Vec<(u64, u64)>,
-}
-
 impl TrackedDisk {
     /// Opens and locks a disk of `machine`, and recovers its tracking. `boot` names the host's boot.
     pub(crate) fn open(machine: &str, settings: &DiskSettings, boot: &str) -> Result<Self> {
@@ -108,34 +103,36 @@ impl TrackedDisk {
     ) -> Result<Self> {
         let dir = folder_of(machine, settings)?;
         let size = backing.size();
-        let (state_file, state) = StateFile::open(&dir.join("state"))?;
-        let id = state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
+        let (state_file, was) = StateFile::open(&dir.join("state"))?;
+        let id = was.state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
         let (intent_file, marks) = IntentFile::open(&dir.join("intent"), id, size)?;
         let void = backing.file().and_then(Void::beside);
         let noted = void.as_ref().map(Void::read).transpose()?.flatten();
         let limit = settings.log_limit.unwrap_or((size / 2).min(LOG_CEILING));
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
         let folder = Folder::open(&dir, segment_bytes)?;
+        let ends = Ends::open(&dir.join("ends"))?;
         let era = Era::now(boot, [backing.path(), &dir]);
-        let verdict = judge(state.as_ref(), noted, &*backing, &era, marks.as_ref())?;
-        let (tracking, cause) = match (&verdict, &state) {
+        let marks = marks.sound(was.state.as_ref().is_some_and(|state| state.boot == era.boot));
+        let verdict = judge(&was, noted, &*backing, &era, marks.as_ref())?;
+        let marks = marks.filter(|_| was.state.as_ref().is_some_and(|state| state.intent));
+        let place = Place { folder: &folder, ends: &ends, disk: id, size };
+        let (verdict, left) = place.take_stock(verdict, was.state.as_ref(), marks.is_some())?;
+        let (tracking, cause) = match (&verdict, &was.state) {
             (Verdict::GoOn, Some(state)) => (state.tracking, state.cause.clone()),
             (Verdict::GoOn, None) => (Uuid::new_v4(), String::new()),
             (Verdict::Compare(cause) | Verdict::Anew(cause), _) => (Uuid::new_v4(), cause.clone()),
         };
-        let nothing = Marks { regions: Regions::none(size), until: 0 };
-        let kept = marks.filter(|_| !matches!(verdict, Verdict::Anew(_)));
-        let intent = Intent::new(kept.unwrap_or(nothing));
-        let mut tracker = Tracker::new(size, tracking, cause, intent, segment_bytes, limit);
-        tracker.server = backing.server();
-        tracker.losses = u64::from(state.as_ref().is_some_and(|state| has_untold_loss(state, &*backing)));
-        if state.is_none() && !backing.tells_changes() {
-            warn_of_sample(backing.path());
-        }
+        let anew = matches!(verdict, Verdict::Anew(_));
+        let regions = if anew { Regions::none(size) } else { Regions::all(size) };
+        let marks = marks.filter(|_| !anew).unwrap_or(Marks { regions, until: 0 });
+        let mut tracker = Tracker::new(size, tracking, cause, Intent::new(marks), segment_bytes, limit);
+        take_from_afar(&mut tracker, &*backing, was.state.as_ref());
         let disk = Self {
             machine: machine.to_owned(),
             name: settings.name.clone(),
             folder,
+            ends,
             state: state_file,
             intent: intent_file,
             void,
@@ -147,41 +144,29 @@ impl TrackedDisk {
             changed: Condvar::new(),
             backing,
         };
-        disk.take_up(verdict, state)?;
-        // From here on the last run's "clean" no longer counts: durable before the first request. The map after the state: see above.
-        let state = disk.state_of(&disk.lock());
-        disk.state.write(&state)?;
-        let marks = disk.lock().intent.begin_save(unix_now());
-        if let Some(marks) = marks {
-            disk.intent.write(&marks)?;
-            disk.lock().intent.end_save(marks, true);
+        if let (Verdict::Anew(cause), true) = (&verdict, was.known) {
+            tracing::warn!(disk = disk.label(), cause, "tracking starts anew; the whole disk will be synced");
         }
-        disk.void.as_ref().map_or(Ok(()), Void::lift)?;
+        disk.take_up(left, was.state.filter(|_| !anew))?;
+        disk.rely_on_what_was_taken_up(anew)?;
         Ok(disk)
     }
 
-    /// Goes on where the last run stopped, as far as the verdict allows.
-    fn take_up(&self, verdict: Verdict, state: Option<DiskState>) -> Result<()> {
-        match (verdict, state) {
-            (Verdict::GoOn, Some(state)) if state.logged => self.resume_log(&state),
-            (Verdict::GoOn, Some(state)) => {
-                self.folder.retire_all()?;
-                let saved =
-                    bitmap_file::load(&self.bitmap_path(), self.id, state.tracking, self.backing.size())?;
+    /// Goes on with what is `left`.
+    fn take_up(&self, left: Left, state: Option<DiskState>) -> Result<()> {
+        let Some(state) = state else { return Ok(()) };
+        self.lock().bases = state.bases;
+        match left {
+            Left::Log(found) => self.resume_log(found, state.sync),
+            Left::Blocks(dirty, suspect) => {
                 let mut tracker = self.lock();
-                tracker.bases = state.bases;
-                match saved {
-                    Some((dirty, suspect)) => (tracker.dirty, tracker.suspect) = (dirty, suspect),
-                    None => tracker.suspect_marked(),
-                }
+                (tracker.dirty, tracker.suspect) = (dirty, suspect);
                 Ok(())
             }
-            (Verdict::Compare(cause), Some(state)) => {
-                self.folder.retire_all()?;
+            Left::Marks => {
                 let mut tracker = self.lock();
-                tracker.bases = state.bases;
                 tracker.suspect_marked();
-                let bytes = tracker.dirty_bytes();
+                let (cause, bytes) = (tracker.cause.clone(), tracker.dirty_bytes());
                 tracing::warn!(
                     disk = self.label(),
                     cause,
@@ -190,16 +175,35 @@ impl TrackedDisk {
                 );
                 Ok(())
             }
-            (Verdict::Anew(cause), Some(_)) => {
-                tracing::warn!(
-                    disk = self.label(),
-                    cause,
-                    "tracking starts anew; the whole disk will be synced"
-                );
-                self.folder.retire_all()
-            }
-            _ => self.folder.retire_all(),
+            Left::Nothing => Ok(()),
         }
+    }
+
+    /// From here on the last run's "clean" no longer counts: durable before the first request. The order is explained above.
+    fn rely_on_what_was_taken_up(&self, anew: bool) -> Result<()> {
+        if !anew {
+            self.save_marks_at_open()?;
+        }
+        let (state, logged) = {
+            let tracker = self.lock();
+            (self.state_of(&tracker), tracker.mode == Mode::Logged)
+        };
+        self.state.write(&state)?;
+        if anew {
+            self.save_marks_at_open()?;
+        }
+        if !logged {
+            self.folder.retire_all()?;
+        }
+        self.void.as_ref().map_or(Ok(()), Void::lift)
+    }
+
+    fn save_marks_at_open(&self) -> Result<()> {
+        let marks = self.lock().intent.begin_save(unix_now());
+        let Some(marks) = marks else { return Ok(()) };
+        self.intent.write(&marks)?;
+        self.lock().intent.end_save(marks, true);
+        Ok(())
     }
 
     /// Makes everything durable and says so, after the last request. The next open goes on where this one stopped.
@@ -232,8 +236,9 @@ impl TrackedDisk {
             fs::File::open(&segment.path).and_then(|file| file.sync_data()).map_err(sync)?;
         }
         if let Some((dirty, suspect)) = unlogged {
-            bitmap_file::save(&self.bitmap_path(), self.id, state.tracking, &dirty, suspect)?;
+            bitmap_file::save(&self.folder.path().join("bitmap"), self.id, state.tracking, &dirty, suspect)?;
         }
+        self.ends.sync()?;
         self.folder.sync()?;
         state.clean = true;
         state.image = self.backing.identity()?;
@@ -241,80 +246,25 @@ impl TrackedDisk {
         self.state.write(&state)
     }
 
-    fn bitmap_path(&self) -> PathBuf {
-        self.folder.path().join("bitmap")
-    }
-
-    fn resume_log(&self, state: &DiskState) -> Result<()> {
-        let found = match self.read_log(state) {
-            Ok(found) => found,
-            Err(error) if error.kind == Kind::Corrupt => {
-                tracing::warn!(disk = self.label(), %error, "the change log is damaged; the marked regions will be compared with the vault");
-                {
-                    // What the log would have told lies in the marked regions, like everything that the vault may lack.
-                    let mut tracker = self.lock();
-                    tracker.tracking = Uuid::new_v4();
-                    tracker.cause = format!("change log damaged: {error}");
-                    tracker.bases.clone_from(&state.bases);
-                    tracker.suspect_marked();
-                }
-                return self.folder.retire_all();
-            }
-            Err(error) => return Err(error),
-        };
+    fn resume_log(&self, found: FoundLog, sync: Option<SyncScope>) -> Result<()> {
         let mut segments = found.segments;
-        self.lock().next_segment = segments.last().map_or(1, |last| last.segment + 1);
+        self.lock().next_segment = found.next;
         segments.extend(self.read_back(&found.unsure)?);
         self.make_spare()?;
         let mut tracker = self.lock();
         tracker.dirty.merge(found.dirty);
         let Some(spare) = tracker.spare.take() else { return Err(self.not_logged(&tracker)) };
+        let made = spare.header().segment;
         tracker.start_log(spare, segments);
         tracker.mode = Mode::Logged;
-        tracker.sync = state.sync.map(|scope| Syncing::new(scope, None, None, self.backing.size()));
-        Ok(())
-    }
-
-    /// What the segments in the folder say. `Corrupt` if they cannot be all that was logged.
-    fn read_log(&self, state: &DiskState) -> Result<Found> {
-        let mut found =
-            Found { segments: Vec::new(), dirty: DirtyBitmap::new(self.backing.size()), unsure: Vec::new() };
-        for mut reader in self.folder.segments()? {
-            let header = reader.header().clone();
-            let path = reader.path().to_owned();
-            if header.disk != self.id || header.tracking != state.tracking {
-                self.folder.retire(&path)?;
-                continue;
-            }
-            let applied = reader.applied();
-            while let Some(record) = reader.next_record()? {
-                found.dirty.mark(record.offset, record.len);
-                if reader.records() > applied {
-                    found.unsure.push((record.offset, record.offset + record.len));
-                }
-            }
-            let object = path.display().to_string();
-            if reader.records() < applied {
-                let have = reader.records();
-                return Err(Error::corrupt(object, format!("{have} readable records of at least {applied}")));
-            }
-            if found.segments.last().is_some_and(|last| last.segment + 1 != header.segment) {
-                return Err(Error::corrupt(object, "an earlier segment of the log is missing"));
-            }
-            found.segments.push(SegmentRef {
-                path,
-                log: header.log,
-                segment: header.segment,
-                records: reader.records(),
-                bytes: reader.position(),
-            });
-        }
-        // The spare, and an active segment without a write. One with a later segment behind it stays: its first record was
-        // still being written when later ones were complete.
-        while let Some(empty) = found.segments.pop_if(|last| last.records == 0) {
-            self.folder.retire(&empty.path)?;
-        }
-        Ok(found)
+        tracker.sync = sync.map(|scope| Syncing::new(scope, None, None, self.backing.size()));
+        drop(tracker);
+        // Those in between have been replaced.
+        found
+            .empty
+            .iter()
+            .filter(|(number, _)| *number > made)
+            .try_for_each(|(_, path)| self.folder.retire(path))
     }
 
     /// Records what is really on the backing in `ranges`, in new segments.

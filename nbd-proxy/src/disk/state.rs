@@ -82,9 +82,23 @@ pub struct StateFile {
     refusing: std::sync::atomic::AtomicBool,
 }
 
+/// What the file says.
+#[derive(Debug)]
+pub struct FoundState {
+    /// The newest state that is readable.
+    pub state: Option<DiskState>,
+    /// Something was written here once.
+    pub known: bool,
+    /// A slot is neither empty nor readable: the newest state may have been there.
+    pub damaged: bool,
+}
+
 impl StateFile {
-    /// Opens or makes the file, and reads what it says; `None` if nothing was ever written.
-    pub fn open(path: &Path) -> Result<(Self, Option<DiskState>)> {
+    /// Opens or makes the file, and reads what it says.
+    ///
+    /// # Errors
+    /// A newer Lifeboat wrote it: what it says must not be lost.
+    pub fn open(path: &Path) -> Result<(Self, FoundState)> {
         let remedy = "the folder of the change log (log_dir) must exist and be writable";
         let file = File::options()
             .read(true)
@@ -103,17 +117,13 @@ impl StateFile {
         }
         file.read_exact_at(&mut bytes, 0)
             .map_err(|error| Error::io("read the tracking state", path, error))?;
-        let slots = [decode(&bytes[..SLOT]), decode(&bytes[SLOT..])];
-        let written = bytes.iter().any(|byte| *byte != 0);
-        let newest = slots.into_iter().flatten().max_by_key(|(sequence, _)| *sequence);
-        let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        if newest.is_none() && written {
-            return Err(Error::corrupt(
-                path.display().to_string(),
-                "neither slot of the tracking state is readable",
-            )
-            .remedy("remove the file: the disk will be synced again as a whole"));
+        let slots = || bytes.chunks(SLOT);
+        if slots().any(|slot| slot.starts_with(&MAGIC[..7]) && !slot.starts_with(MAGIC)) {
+            return Err(newer(path, "it has another format"));
         }
+        let damaged = slots().any(|slot| decode(slot).is_none() && slot.iter().any(|byte| *byte != 0));
+        let newest = slots().filter_map(decode).max_by_key(|(sequence, _)| *sequence);
+        let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
         let state = Self {
             file,
             path: path.to_owned(),
@@ -121,18 +131,9 @@ impl StateFile {
             #[cfg(test)]
             refusing: std::sync::atomic::AtomicBool::new(false),
         };
-        let found = newest.map(|(_, json)| serde_json::from_slice(&json)).transpose().map_err(|error| {
-            Error::new(
-                Kind::Corrupt,
-                path.display().to_string(),
-                format!("cannot read the tracking state: {error}"),
-            )
-            .remedy(
-                "was it written by a newer Lifeboat? Use that one, or remove the file to sync the disk again",
-            )
-            .source(error)
-        })?;
-        Ok((state, found))
+        let found = newest.map(|(_, json)| serde_json::from_slice(&json)).transpose();
+        let found = found.map_err(|error| newer(path, &error.to_string()).source(error))?;
+        Ok((state, FoundState { known: damaged || found.is_some(), state: found, damaged }))
     }
 
     /// Writes `state`; durable on return. There is one writer at a time: the thread that changes the disk's mode.
@@ -170,6 +171,13 @@ impl StateFile {
     pub fn refuse(&self, refusing: bool) {
         self.refusing.store(refusing, std::sync::atomic::Ordering::SeqCst);
     }
+}
+
+fn newer(path: &Path, what: &str) -> Error {
+    let object = path.display().to_string();
+    Error::new(Kind::Corrupt, object, format!("cannot understand the tracking state: {what}")).remedy(
+        "was it written by a newer Lifeboat? Use that one, or remove the file to sync the disk again as a whole",
+    )
 }
 
 fn encode(sequence: u64, json: &[u8]) -> Option<Vec<u8>> {

@@ -41,10 +41,26 @@ pub struct IntentFile {
     refusing: std::sync::atomic::AtomicBool,
 }
 
+/// What the file says.
+#[derive(Debug)]
+pub struct FoundMarks {
+    /// The newest marks that are readable and belong to the disk at its size.
+    newest: Option<Marks>,
+    /// A slot is neither empty nor readable: the newest marks may have been there.
+    damaged: bool,
+}
+
+impl FoundMarks {
+    /// The marks that can be relied on. A power loss tears only a save that nobody relied on yet. `same_boot`: there was none, so
+    /// damage may be to anything.
+    pub fn sound(self, same_boot: bool) -> Option<Marks> {
+        self.newest.filter(|_| !(self.damaged && same_boot))
+    }
+}
+
 impl IntentFile {
-    /// Opens or makes the file for the disk `disk` of `size` bytes, and reads it; `None` if there is nothing readable in it that
-    /// belongs to this disk at this size.
-    pub fn open(path: &Path, disk: Uuid, size: u64) -> Result<(Self, Option<Marks>)> {
+    /// Opens or makes the file for the disk `disk` of `size` bytes, and reads it.
+    pub fn open(path: &Path, disk: Uuid, size: u64) -> Result<(Self, FoundMarks)> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -64,8 +80,11 @@ impl IntentFile {
                 .and_then(|()| file.sync_all())
                 .map_err(|error| Error::io("allocate the intent map", path, error).remedy(REMEDY))?;
         }
-        let slots = bytes.chunks(slot).filter_map(|slot| decode(slot, disk, size));
-        let newest = slots.max_by_key(|(sequence, _)| *sequence);
+        let slots = || bytes.chunks(slot);
+        let damaged =
+            slots().any(|slot| decode(slot, disk, size).is_none() && slot.iter().any(|byte| *byte != 0));
+        let newest =
+            slots().filter_map(|slot| decode(slot, disk, size)).max_by_key(|(sequence, _)| *sequence);
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
         let file = Self {
             file,
@@ -76,7 +95,7 @@ impl IntentFile {
             #[cfg(test)]
             refusing: std::sync::atomic::AtomicBool::new(false),
         };
-        Ok((file, newest.map(|(_, marks)| marks)))
+        Ok((file, FoundMarks { newest: newest.map(|(_, marks)| marks), damaged }))
     }
 
     /// Writes `marks`; durable on return. There is one writer at a time.

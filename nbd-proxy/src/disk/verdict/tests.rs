@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::super::intent::Regions;
+use super::super::state::DiskState;
 use super::*;
 use crate::backing::{Access, RawDisk};
 
@@ -11,6 +12,7 @@ struct Left {
     state: DiskState,
     era: Era,
     marks: Option<Marks>,
+    damaged: bool,
 }
 
 impl Left {
@@ -35,7 +37,7 @@ impl Left {
         };
         let era = Era { boot: "1".to_owned(), mount: "5 5".to_owned() };
         let marks = Some(Marks { regions: Regions::none(8192), until: i64::MAX / 2 });
-        Self { dir, state, era, marks }
+        Self { dir, state, era, marks, damaged: false }
     }
 
     fn path(&self) -> PathBuf {
@@ -44,7 +46,11 @@ impl Left {
 
     fn verdict(&self) -> Result<Verdict> {
         let disk = RawDisk::open(&self.path(), Access::ReadWrite).unwrap();
-        judge(Some(&self.state), None, &disk, &self.era, self.marks.as_ref())
+        judge(&self.found(), None, &disk, &self.era, self.marks.as_ref())
+    }
+
+    fn found(&self) -> FoundState {
+        FoundState { state: Some(self.state.clone()), known: true, damaged: self.damaged }
     }
 }
 
@@ -53,7 +59,7 @@ type Row = (&'static str, fn(&mut Left));
 
 #[test]
 fn each_thing_left_behind_is_judged_as_the_table_says() {
-    let rows: [Row; 15] = [
+    let rows: [Row; 17] = [
         ("go on", |_| {}),
         ("go on", |left| left.state.sync = Some(SyncScope::Whole)),
         ("go on", |left| left.state.clean = true),
@@ -64,6 +70,8 @@ fn each_thing_left_behind_is_judged_as_the_table_says() {
         ("compare", |left| left.state.logged = false),
         ("compare", |left| left.state.sync = Some(SyncScope::Dirty)),
         ("compare", |left| left.state.sync = Some(SyncScope::Marked)),
+        ("compare", |left| (left.state.boot, left.damaged) = ("0".to_owned(), true)),
+        ("anew", |left| left.damaged = true),
         ("anew", |left| left.state.intent = false),
         ("anew", |left| left.marks = None),
         ("anew", |left| left.marks.iter_mut().for_each(|marks| marks.until = 0)),
@@ -109,6 +117,6 @@ fn a_grown_disk_is_taken_and_a_shrunk_one_refused_with_advice() {
 fn a_note_beside_the_image_goes_before_everything() {
     let left = Left::new();
     let disk = RawDisk::open(&left.path(), Access::ReadWrite).unwrap();
-    let verdict = judge(Some(&left.state), Some("why".to_owned()), &disk, &left.era, left.marks.as_ref());
+    let verdict = judge(&left.found(), Some("why".to_owned()), &disk, &left.era, left.marks.as_ref());
     assert!(matches!(verdict.unwrap(), Verdict::Anew(cause) if cause.contains("why")));
 }
