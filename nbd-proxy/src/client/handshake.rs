@@ -162,8 +162,7 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
         self.send_option(option, payload)?;
         for _ in 0..OPTION_REPLIES_MAX {
             let magic = self.bytes().map(u64::from_be_bytes)?;
-            let [of, kind, len] =
-                [self.bytes()?, self.bytes()?, self.bytes()?].map(u32::from_be_bytes);
+            let [of, kind, len] = [self.bytes()?, self.bytes()?, self.bytes()?].map(u32::from_be_bytes);
             if magic != wire::OPTION_REPLY_MAGIC || of != option || len > OPTION_REPLY_MAX {
                 return Err(self.nonsense("a broken answer to an option"));
             }
@@ -187,8 +186,9 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
         };
         match u16::from_be_bytes(*kind) {
             info::EXPORT => {
-                let described =
-                    rest.try_into().map_err(|_| self.nonsense("an export description of the wrong length"))?;
+                let described = rest
+                    .try_into()
+                    .map_err(|_| self.nonsense("an export description of the wrong length"))?;
                 self.describe(described)?;
                 Ok(true)
             }
@@ -212,11 +212,13 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
     }
 
     fn block_sizes(&mut self, data: &[u8]) -> Result<()> {
-        let sizes: [u8; 12] = data.try_into().map_err(|_| self.nonsense("block sizes of the wrong length"))?;
+        let sizes: [u8; 12] =
+            data.try_into().map_err(|_| self.nonsense("block sizes of the wrong length"))?;
         let size = |at: usize| sizes[at..at + 4].iter().fold(0, |value, byte| value << 8 | u32::from(*byte));
         let (minimum, preferred, maximum) = (size(0), size(4), size(8));
         if !minimum.is_power_of_two() || minimum > BLOCK_MAX {
-            let message = format!("the server takes only multiples of {minimum} bytes, which is no block size");
+            let message =
+                format!("the server takes only multiples of {minimum} bytes, which is no block size");
             return Err(Error::new(Kind::InvalidInput, self.object, message)
                 .remedy("have it serve the disk with a smaller minimum block size"));
         }

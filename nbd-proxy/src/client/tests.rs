@@ -63,8 +63,11 @@ fn talk(parts: &[Vec<u8>]) -> Result<Client<Script>> {
 }
 
 fn agreed(rest: &[Vec<u8>]) -> Client<Script> {
-    let mut parts =
-        vec![greeting(), export(1 << 20, 1 | tflag::SEND_FLUSH | tflag::SEND_TRIM), option_reply(rep::ACK, &[])];
+    let mut parts = vec![
+        greeting(),
+        export(1 << 20, 1 | tflag::SEND_FLUSH | tflag::SEND_TRIM),
+        option_reply(rep::ACK, &[]),
+    ];
     parts.extend_from_slice(rest);
     talk(&parts).unwrap()
 }

@@ -35,7 +35,12 @@ impl Watcher for TrackedDisk {
         }
         tracker.suspect_unsynced();
         let bytes = tracker.dirty_bytes();
-        tracing::warn!(disk = self.label(), cause = LOST, bytes, "what was not flushed will be compared with the vault");
+        tracing::warn!(
+            disk = self.label(),
+            cause = LOST,
+            bytes,
+            "what was not flushed will be compared with the vault"
+        );
         if unlogged {
             let state = self.take_turn(&mut tracker);
             self.unlock(tracker);
@@ -70,7 +75,10 @@ impl TrackedDisk {
         if !told {
             return synced;
         }
-        tracing::warn!(disk = self.label(), "a client was told that writes which it had not flushed may be lost");
+        tracing::warn!(
+            disk = self.label(),
+            "a client was told that writes which it had not flushed may be lost"
+        );
         let mut tracker = self.lock_for_saving();
         let state = self.take_turn(&mut tracker);
         self.unlock(tracker);
@@ -104,7 +112,9 @@ impl TrackedDisk {
             next.take(64).filter(|start| *start < self.backing_size()).collect()
         };
         Sample::take(&*self.backing, written.into_iter())
-            .inspect_err(|error| tracing::warn!(disk = self.label(), %error, "no sample of the disk could be taken"))
+            .inspect_err(
+                |error| tracing::warn!(disk = self.label(), %error, "no sample of the disk could be taken"),
+            )
             .ok()
     }
 }

@@ -117,7 +117,9 @@ pub fn judge(
         return compare("the file system was mounted anew while the disk was open");
     }
     if backing.loses_alone() {
-        return compare("the proxy died, and whether the disk's server has lost anything since cannot be told");
+        return compare(
+            "the proxy died, and whether the disk's server has lost anything since cannot be told",
+        );
     }
     if state.sync_failed {
         backing.drop_cache();

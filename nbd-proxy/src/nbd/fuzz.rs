@@ -129,7 +129,9 @@ fn taken_in(input: &[u8], structured: bool, step: usize) -> TakenIn {
             let Some(answered) = answered else { continue };
             match &answered.outcome {
                 Ok(Answer::Done) => assert_eq!(answered.ticket, 1, "only a plain request is just done"),
-                Ok(Answer::Data(data)) => assert_eq!(data.len(), [512, 1 << 16][usize::from(answered.ticket == 3)]),
+                Ok(Answer::Data(data)) => {
+                    assert_eq!(data.len(), [512, 1 << 16][usize::from(answered.ticket == 3)])
+                }
                 Ok(Answer::Runs(runs)) => assert!(!runs.is_empty() && runs.iter().all(|(len, _)| *len > 0)),
                 Err(refused) => assert!(refused.code != 0 && refused.text.chars().count() <= 200),
             }

@@ -171,7 +171,9 @@ impl Link {
             let len = match (&self.stream).read(&mut buf) {
                 Ok(0) => return "the server hung up".to_owned(),
                 Ok(len) => len,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => 0,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    0
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(error) => return format!("the connection broke: {error}"),
             };

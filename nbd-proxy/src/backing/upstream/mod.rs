@@ -155,7 +155,12 @@ impl UpstreamDisk {
         self.session.perform(&write, effect).map(drop)
     }
 
-    fn write_request<'a>(&self, offset: u64, payload: &'a [u8], fua: bool) -> io::Result<(Request<'a>, Effect)> {
+    fn write_request<'a>(
+        &self,
+        offset: u64,
+        payload: &'a [u8],
+        fua: bool,
+    ) -> io::Result<(Request<'a>, Effect)> {
         let len = u32::try_from(payload.len()).map_err(io::Error::other)?;
         let (flags, question) = (if fua { cflag::FUA } else { 0 }, Question::Plain);
         let write = Request { command: cmd::WRITE, flags, offset, len, payload, question };
@@ -448,5 +453,7 @@ impl Drop for UpstreamDisk {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

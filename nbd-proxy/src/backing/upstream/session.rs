@@ -29,7 +29,7 @@ use crate::nbd::wire::{cmd, tflag};
 use crate::{Error, Kind, Result};
 
 /// From one attempt to connect again to the next, doubled each time …
-const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_FIRST: Duration = Duration::from_millis(10);
 /// … up to this.
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// The transmission flags that a new connection must have if the first one had them.

@@ -51,7 +51,9 @@ fn ask(
     for piece in says.concat().chunks(step) {
         let mut rest = piece;
         while !rest.is_empty() {
-            let (used, answered) = replies.feed(rest)?;
+            let fed = replies.feed(rest);
+            let waits = replies.oldest().is_some();
+            let (used, answered) = fed.inspect_err(|_| assert!(waits, "who waits is still known"))?;
             rest = &rest[used..];
             if let Some(answered) = answered {
                 assert!(rest.is_empty() && answered.ticket == "mine");
