@@ -1,6 +1,5 @@
 //! NBD servers of others, with a disk behind them: started, killed and started again at the same place.
 
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -118,17 +117,30 @@ impl Foreign {
         self.process = Some(Process::start(&mut (self.command)(), &self.log));
         until(&format!("the server of {}", self.address()), START, || match &self.place {
             Place::Unix(socket) => UnixStream::connect(socket).map(drop).ok(),
-            Place::Tcp(port) => TcpStream::connect(("127.0.0.1", *port)).map(drop).ok(),
+            // A server that stays in the foreground may serve the first connection only: it is not touched.
+            Place::Tcp(port) => listens(*port).then_some(()),
         });
     }
 
     /// Ends it in good order.
     pub fn stop(mut self) {
         if let Some(mut process) = self.process.take() {
-            process.signal("TERM");
-            process.wait(START);
+            if process.ended().is_none() {
+                process.signal("TERM");
+                process.wait(START);
+            }
         }
     }
+}
+
+/// Whether somebody listens at a TCP port.
+fn listens(port: u16) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's list of sockets");
+    sockets.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}")))
+            && fields.get(3) == Some(&"0A")
+    })
 }
 
 /// Where the image of `name` is.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Random;
-use super::client::{Client, FUA, NO_HOLE};
+use super::client::{Client, FUA, NO_HOLE, SEND_TRIM};
 use super::history::difference;
 
 /// What a disk must hold.
@@ -44,7 +44,7 @@ impl Model {
         let len = usize::try_from(len).expect("a length");
         match random.below(10) {
             0 => client.flush(),
-            1 => {
+            1 if client.flags() & SEND_TRIM != 0 => {
                 client.trim(offset, len);
                 self.zero(offset, len);
             }
