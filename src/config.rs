@@ -19,6 +19,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::backing::upstream::Settings as Patience;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::ResyncWindow;
@@ -105,8 +106,10 @@ pub struct Policy {
 pub struct DiskConfig {
     /// Its name, unique in the machine.
     pub name: String,
-    /// The backing.
+    /// The backing: a file, a block device, or the address of an export of another NBD server.
     pub path: PathBuf,
+    /// How patient the proxy is with such a server.
+    pub upstream: Patience,
     /// Where its export is served.
     pub listen: ListenAt,
     /// Mode of the Unix socket.
