@@ -169,7 +169,7 @@ impl Host {
         let last = syncs.max_by_key(|job| text(job, "started")).expect("a sync");
         assert_eq!(last["state"], "done", "{last}");
         // A new machine, and a resync that was asked for, read everything.
-        let whole = last["kind"] == "initial" || text(last, "cause").contains("asked for");
+        let whole = last["kind"] == "initial-replication" || text(last, "cause").contains("asked for");
         let (read, bound) = (number(last, "bytes_total"), if whole { DISK } else { marked });
         assert!(read <= bound, "{read} bytes are read again, {bound} were marked: {last}");
         eprintln!("{machine} {point}: {}, {read} read of {marked} marked", last["cause"]);
