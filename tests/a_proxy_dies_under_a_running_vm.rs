@@ -21,8 +21,9 @@ fn a_guest_writes_on_though_its_proxy_is_killed_ten_times() {
     }
     let scratch = Scratch::new();
     let setup = Setup::new().disk("root", 128 * MIB).interval("1s").policy("retry = [\"1s\"]");
-    let mut lifeboat = setup.create(&scratch, &Store::folder(&scratch)).run_apart();
+    let mut lifeboat = setup.create(&scratch, &Store::folder(&scratch));
     run(tool("mke2fs").args(["-q", "-t", "ext4"]).arg(&lifeboat.disk("root").image));
+    lifeboat = lifeboat.run_apart();
     let seed = scale("LIFEBOAT_SEED", u64::from(std::process::id()));
     eprintln!("LIFEBOAT_SEED={seed}");
     let mut random = Random::new(seed);
