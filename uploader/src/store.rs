@@ -9,6 +9,7 @@
 
 mod errors;
 mod open;
+mod versions;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,9 +17,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
+use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{
+    Attribute, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+};
 use serde::{Deserialize, Serialize};
 
 pub use open::{StoreConfig, open};
@@ -84,18 +88,43 @@ pub struct Listed {
     pub size: u64,
 }
 
+/// What a store says of an object besides its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// When it was written, by the store's clock.
+    pub modified: Timestamp,
+    /// Names this version of it, where the store keeps several.
+    pub version: Option<String>,
+    /// Where the store keeps it, if it says so.
+    pub storage_class: Option<String>,
+}
+
 /// A place for objects; cheap to clone, clones share their counters.
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     url: Arc<str>,
+    /// Conditional writes are relied on.
+    conditional: bool,
     counters: Arc<Counters>,
 }
 
 impl Store {
     /// Wraps `inner`; `url` is how errors name it.
     pub fn new(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { inner, url: url.trim_end_matches('/').into(), counters: Arc::default() }
+        Self { inner, url: url.trim_end_matches('/').into(), conditional: true, counters: Arc::default() }
+    }
+
+    /// The same store, of which conditional writes are not expected: a name is looked up before it is written. Right as long as nobody else
+    /// writes.
+    #[must_use]
+    pub fn unconditional(self) -> Self {
+        Self { conditional: false, ..self }
+    }
+
+    /// Whether conditional writes are relied on.
+    pub fn is_conditional(&self) -> bool {
+        self.conditional
     }
 
     /// The same store with counters of its own, starting at zero.
@@ -136,7 +165,14 @@ impl Store {
     ///
     /// That answer means *unknown*: the object may be what an earlier attempt of ours wrote, whose reply was lost.
     pub async fn create(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Create).await
+        if self.conditional {
+            return self.write(key, payload, PutMode::Create).await;
+        }
+        match self.describe(key).await {
+            Ok(_) => Err(Error::new(Kind::Exists, self.name_of(key), "cannot write: the name is taken")),
+            Err(e) if is_missing_object(&e) => self.write(key, payload, PutMode::Overwrite).await,
+            Err(e) => Err(e),
+        }
     }
 
     async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
@@ -196,6 +232,24 @@ impl Store {
         }
         let message = format!("is truncated: {} bytes came where {expected} must be", bytes.len());
         Err(Error::corrupt(self.name_of(key), message))
+    }
+
+    /// What the store says of an object.
+    pub async fn describe(&self, key: &str) -> Result<Described> {
+        self.counters.gets.fetch_add(1, Relaxed);
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        let got = self.inner.get_opts(&Path::from(key), options).await;
+        let got = got.map_err(|e| self.error("look at", key, e))?;
+        let modified = got.meta.last_modified;
+        let modified = Timestamp::new(modified.timestamp(), 0).map_err(|e| {
+            Error::corrupt(
+                self.name_of(key),
+                format!("the store says that it was written at {modified}: {e}"),
+            )
+        })?;
+        let storage_class =
+            got.attributes.get(&Attribute::StorageClass).map(|class| class.as_ref().to_owned());
+        Ok(Described { modified, version: got.meta.version, storage_class })
     }
 
     /// Everything below `folder`, sorted by name.
