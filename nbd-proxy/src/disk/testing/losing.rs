@@ -34,6 +34,16 @@ impl Platter {
         self.cache.clone_from(&self.stable);
     }
 
+    /// Reads from the disk again what waits for no sync.
+    fn drop_clean(&mut self) {
+        for (sector, cached) in self.cache.chunks_mut(SECTOR).enumerate() {
+            if !self.unsynced.contains(&sector) {
+                let at = sector * SECTOR;
+                cached.copy_from_slice(&self.stable[at..at + cached.len()]);
+            }
+        }
+    }
+
     fn write(&mut self, offset: u64, len: usize, data: Option<&[u8]>) {
         let at = usize::try_from(offset).unwrap();
         match data {
@@ -93,9 +103,7 @@ impl Backing for LosingDisk {
         self.image.identity()
     }
     fn drop_cache(&self) {
-        let mut platter = self.lock();
-        let stable = platter.stable.clone();
-        platter.cache = stable;
+        self.lock().drop_clean();
     }
 }
 
