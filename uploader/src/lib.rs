@@ -11,6 +11,7 @@
 pub mod blockmap;
 pub mod changes;
 pub mod check;
+pub mod clock;
 pub mod commit;
 pub mod delta;
 pub mod digest;
@@ -25,8 +26,8 @@ pub mod replicate;
 pub mod restore;
 pub mod source;
 pub mod store;
+pub mod usage;
 pub mod vault;
 
-mod durable;
 #[cfg(test)]
 mod testing;

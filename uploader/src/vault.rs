@@ -5,6 +5,7 @@
 //! noticed even when the URL is the same; and how content is encrypted.
 
 use jiff::Timestamp;
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -75,7 +76,7 @@ impl Vault {
         }
         let marker = Marker { format: FORMAT, vault: Uuid::new_v4(), encryption, created: Timestamp::now() };
         let bytes = serde_json::to_vec_pretty(&marker).map_err(|e| unwritable(&store, e))?;
-        match store.create(MARKER, bytes.into()).await {
+        match durable::request(Step::MarkerPut, Op::Put, store.create(MARKER, bytes.into())).await {
             Ok(()) => Ok(Self { store, id: marker.vault, encryption }),
             Err(e) if e.kind == Kind::Exists => Self::at(store).await,
             Err(e) => Err(e),

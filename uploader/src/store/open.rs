@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -82,7 +83,7 @@ fn folder(url: &str, path: &str, create: bool) -> Result<Arc<dyn ObjectStore>> {
         Ok(_) => {}
         // Only the last step is made: a missing parent is more often a file system that is not mounted.
         Err(_) if create => {
-            match std::fs::create_dir(path) {
+            match durable::take(Step::VaultFolder, Op::Create, || std::fs::create_dir(path)) {
                 // Another machine's loop was faster.
                 Err(_) if path.is_dir() => {}
                 made => made.map_err(|e| Error::io("create the vault's folder", path, e))?,
