@@ -151,17 +151,18 @@ pub(crate) struct Inbox {
     arrived: Notify,
 }
 
-/// Somebody who waits for a point of after he asked.
+/// Somebody who waits for a point.
 pub(crate) struct Waiter {
     pub reply: oneshot::Sender<Result<CutReport>>,
-    pub asked: Instant,
+    /// Nothing older will do. `None`: the machine's share of the cut that another member of its group had made.
+    pub asked: Option<Instant>,
     pub application: bool,
 }
 
 impl Inbox {
-    fn add(&self, application: bool) -> oneshot::Receiver<Result<CutReport>> {
+    fn add(&self, asked: Option<Instant>, application: bool) -> oneshot::Receiver<Result<CutReport>> {
         let (reply, answer) = oneshot::channel();
-        let waiter = Waiter { reply, asked: Instant::now(), application };
+        let waiter = Waiter { reply, asked, application };
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiter);
         self.arrived.notify_one();
         answer
@@ -218,13 +219,13 @@ impl Handle {
         if self.commands.is_closed() {
             return Err(self.ended());
         }
-        self.inbox.add(application).await.map_err(|_| self.ended())?
+        self.inbox.add(Some(Instant::now()), application).await.map_err(|_| self.ended())?
     }
 
-    /// Has a point taken now, as another member of the machine's group does, and does not wait for it.
-    pub fn join_cut(&self, application: bool) {
+    /// Has the machine take its share of the cut that another member of its group has had made, and does not wait for it.
+    pub fn join_cut(&self) {
         // A loop that ended, or is paused, does not take part.
-        drop(self.inbox.add(application));
+        drop(self.inbox.add(None, false));
     }
 
     /// The machine's consistency group.

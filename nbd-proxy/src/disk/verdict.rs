@@ -63,6 +63,10 @@ pub fn judge(
 ) -> Result<Verdict> {
     let now = backing.found();
     let anew = |cause: &str| Ok(Verdict::Anew(cause.to_owned()));
+    // A sync may have failed, or that it did could not be recorded: what the page cache shows since may not be on the disk.
+    if was.damaged || void.is_some() || was.state.as_ref().is_none_or(|state| state.sync_failed) {
+        backing.drop_cache();
+    }
     let Some(state) = &was.state else {
         return anew(if was.damaged {
             "the state of its tracking is damaged"
@@ -122,7 +126,6 @@ pub fn judge(
         );
     }
     if state.sync_failed {
-        backing.drop_cache();
         return compare("a sync of the disk had failed");
     }
     if !state.logged {

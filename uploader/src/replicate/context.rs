@@ -62,7 +62,7 @@ pub(super) struct Ready {
 impl Context {
     /// What the cut that is to become a point must be, for the policy and for those who wait.
     pub fn wanted(&self) -> CutRequest {
-        let asked = self.serving.iter().map(|waiter| waiter.asked.elapsed()).min();
+        let asked = self.serving.iter().filter_map(|waiter| waiter.asked).map(|asked| asked.elapsed()).min();
         let max_age = if self.fresh { Duration::ZERO } else { asked.unwrap_or(Duration::MAX) };
         let stretch = self.settings.app_stretch();
         let due = stretch.is_some() && stretch != self.app_stretch;

@@ -83,8 +83,11 @@ fn folder(url: &str, path: &str, create: bool) -> Result<Arc<dyn ObjectStore>> {
         Ok(_) => {}
         // Only the last step is made: a missing parent is more often a file system that is not mounted.
         Err(_) if create => {
-            durable::take(Step::VaultFolder, Op::Create, || std::fs::create_dir(path))
-                .map_err(|e| Error::io("create the vault's folder", path, e))?;
+            match durable::take(Step::VaultFolder, Op::Create, || std::fs::create_dir(path)) {
+                // Another machine's loop was faster.
+                Err(_) if path.is_dir() => {}
+                made => made.map_err(|e| Error::io("create the vault's folder", path, e))?,
+            }
         }
         Err(_) => {
             let missing = Error::new(Kind::NotFound, url, "there is no vault: the folder does not exist");
