@@ -1,5 +1,6 @@
 //! The tracked disk keeps its promises, one disk at a time.
 
+mod guards;
 mod power;
 mod rounds;
 

@@ -64,6 +64,8 @@ pub fn judge(
     let now = backing.found();
     let anew = |cause: &str| Ok(Verdict::Anew(cause.to_owned()));
     let Some(state) = &was.state else {
+        // Nor is it known whether a sync had failed.
+        backing.drop_cache();
         return anew(if was.damaged {
             "the state of its tracking is damaged"
         } else {
@@ -84,6 +86,7 @@ pub fn judge(
     }
     // A power loss tears only a record that nobody relied on yet; a kill tears none.
     if was.damaged && state.boot == era.boot {
+        backing.drop_cache();
         return anew("the state of its tracking is damaged");
     }
     if state.clean && state.image == *now {

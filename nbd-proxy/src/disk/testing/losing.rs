@@ -34,6 +34,16 @@ impl Platter {
         self.cache.clone_from(&self.stable);
     }
 
+    /// What is not to be written any more is read anew: after a failed sync, the old bytes.
+    fn drop_clean(&mut self) {
+        for sector in 0..self.cache.len().div_ceil(SECTOR) {
+            if !self.unsynced.contains(&sector) {
+                let range = sector * SECTOR..((sector + 1) * SECTOR).min(self.cache.len());
+                self.cache[range.clone()].copy_from_slice(&self.stable[range]);
+            }
+        }
+    }
+
     fn write(&mut self, offset: u64, len: usize, data: Option<&[u8]>) {
         let at = usize::try_from(offset).unwrap();
         match data {
@@ -93,9 +103,7 @@ impl Backing for LosingDisk {
         self.image.identity()
     }
     fn drop_cache(&self) {
-        let mut platter = self.lock();
-        let stable = platter.stable.clone();
-        platter.cache = stable;
+        self.lock().drop_clean();
     }
 }
 
