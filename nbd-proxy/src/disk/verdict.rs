@@ -68,6 +68,8 @@ pub fn judge(
         backing.drop_cache();
     }
     let Some(state) = &was.state else {
+        // Nor is it known whether a sync had failed.
+        backing.drop_cache();
         return anew(if was.damaged {
             "the state of its tracking is damaged"
         } else {
@@ -88,6 +90,7 @@ pub fn judge(
     }
     // A power loss tears only a record that nobody relied on yet; a kill tears none.
     if was.damaged && state.boot == era.boot {
+        backing.drop_cache();
         return anew("the state of its tracking is damaged");
     }
     if state.clean && state.afar.sample.as_ref().is_some_and(|sample| sample.differs(backing)) {
