@@ -12,9 +12,9 @@
 //!    of the same number is answered "exists" and reading the entry tells whose it is ([`Outcome::Adopted`]). An
 //!    adopted entry is a true point of an earlier cut. The cut at hand includes that earlier one, which was never
 //!    released, so it follows as the next entry: records that both hold are applied twice, and the later records
-//!    decide in both.
-//! 4. *Remember* the new head and each disk's tracking id in the local state, durably. Death: the next start reads
-//!    entry head+1 and adopts it.
+//!    decide in both. Whether an entry that was created, or found, counts at all is for the [`line`](crate::line) to say.
+//! 4. *Remember* the new head and each disk's tracking id in the local state, durably. Death: the next start looks for
+//!    what is above the head and adopts it.
 //! 5. *End syncs, then release the cut.* Only now may segments go. Death: both are repeated.
 //!
 //! Chain of positions: released ≤ remembered ≤ committed ≤ uploaded ≤ cut.
@@ -24,12 +24,11 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use nbd_proxy::{Error, Kind, Result};
 
 use crate::delta::Encoded;
-use crate::keys;
-use crate::line::{Appended, Line};
+use crate::keys::{self, PointId};
+use crate::line::{Appended, Elapsed, Entry, Line, Owner, Writer};
 use crate::point::{self, DeltaRef, Header};
 use crate::vault::Vault;
 
@@ -78,11 +77,29 @@ pub enum Outcome {
     Adopted(Committed),
 }
 
-/// Puts a delta of `machine`, made for entry `number`, into the vault.
-pub async fn upload(vault: &Vault, machine: &str, number: u64, delta: Encoded) -> Result<Uploaded> {
-    let name = keys::new_delta(number);
+/// Puts a delta of `machine`, made for the entry `id`, into the vault.
+pub async fn upload(vault: &Vault, machine: &str, id: EntryId, delta: Encoded) -> Result<Uploaded> {
+    let name = match id {
+        EntryId::Line(number) => keys::new_delta(number),
+        EntryId::Branch(point) => keys::new_branch_delta(point),
+    };
     vault.store.put(&keys::delta(machine, &name), delta.payload()).await?;
     Ok(Uploaded(DeltaRef { name: Some(name), size: delta.size, logical: delta.logical, index: delta.index }))
+}
+
+/// Which entry a delta is meant for.
+#[derive(Clone, Copy, Debug)]
+pub enum EntryId {
+    /// The entry of this number on the machine's line.
+    Line(u64),
+    /// An entry of a branch.
+    Branch(PointId),
+}
+
+/// The branch that `owner`, fenced, has made of the line of `machine`.
+pub fn branch(vault: &Vault, machine: &str, owner: Owner) -> Line {
+    let folder = keys::branch_folder(machine, owner.generation, owner.writer);
+    Line::new(vault.store.clone(), folder, point::owner_of)
 }
 
 /// The line of `machine` in `vault`.
@@ -90,9 +107,31 @@ pub fn line(vault: &Vault, machine: &str) -> Line {
     Line::new(vault.store.clone(), keys::line_folder(machine), point::owner_of)
 }
 
+/// Begins a generation on `line`: `claim` is told the newest entry and says what the next one is to be, which it first makes sure to
+/// remember; or nothing, if the newest entry is its own.
+pub async fn claim(
+    line: Line,
+    clock: Elapsed,
+    mut claim: impl FnMut(Option<Header>) -> Result<Option<Header>>,
+) -> Result<Option<(Writer, Committed)>> {
+    let reader = line.clone();
+    let mut made = None;
+    let entry = |newest: Option<&Entry>| {
+        let newest = newest.map(|newest| read(&reader, newest)).transpose()?;
+        let Some(header) = claim(newest)? else { return Ok(None) };
+        let entry = point::encode(&header, &[], None)?;
+        let owner = header.owner();
+        made = Some(header);
+        Ok(Some((owner, entry)))
+    };
+    let claimed = Writer::claim(line, clock, entry).await?;
+    let committed = |header| Committed { header, deltas: Vec::new() };
+    Ok(claimed.zip(made).map(|((writer, _), header)| (writer, committed(header))))
+}
+
 /// Appends the entry that `header` describes, consisting of `deltas` and then `embedded`.
 pub async fn append(
-    line: &Line,
+    writer: &mut Writer,
     header: Header,
     deltas: &[&Uploaded],
     embedded: Option<&Encoded>,
@@ -105,41 +144,37 @@ pub async fn append(
     header.bytes = list.iter().map(|delta| delta.size).sum();
     header.logical = list.iter().map(|delta| delta.logical).sum();
     let entry = point::encode(&header, &list, embedded)?;
-    let (number, owner) = (header.number, header.owner());
-    match line.append(number, owner, entry).await? {
+    match writer.append(header.number, entry).await? {
         Appended::Created => Ok(Outcome::Committed(Committed { header, deltas: list })),
-        there => settle(line, number, there).map(Outcome::Adopted),
+        Appended::Ours(entry) => adopted(writer.line(), &entry).map(Outcome::Adopted),
+        Appended::Foreign(entry) => Err(fenced(writer.line(), &entry)?),
     }
 }
 
-/// What an entry that is already there means to us: adopted if ours, [`Kind::Fenced`] otherwise.
-pub fn settle(line: &Line, number: u64, there: Appended) -> Result<Committed> {
-    match there {
-        Appended::Ours(bytes) => {
-            let header = read(line, number, &bytes)?;
-            Ok(Committed { header, deltas: point::decode(&line.key(number), &bytes)?.deltas })
-        }
-        Appended::Foreign(bytes) => Err(fenced(&read(line, number, &bytes)?)),
-        Appended::Created => Err(Error::new(Kind::InvalidInput, line.key(number), "was not there before")),
-    }
+/// An entry that is ours, and was there.
+pub fn adopted(line: &Line, entry: &Entry) -> Result<Committed> {
+    let header = read(line, entry)?;
+    Ok(Committed { header, deltas: point::decode(&line.key(entry.number), &entry.bytes)?.deltas })
 }
 
 /// Reads the header of a line's entry and checks that it stands where it says.
-pub fn read(line: &Line, number: u64, bytes: &Bytes) -> Result<Header> {
-    let key = line.key(number);
-    let header = point::decode_header(&key, bytes)?;
-    if header.number != number {
+pub fn read(line: &Line, entry: &Entry) -> Result<Header> {
+    let key = line.key(entry.number);
+    let header = point::decode_header(&key, &entry.bytes)?;
+    if header.number != entry.number {
         let message = format!("says that it is entry {}: objects were moved or swapped", header.number);
         return Err(Error::corrupt(key, message));
     }
     Ok(header)
 }
 
-fn fenced(entry: &Header) -> Error {
+/// What `entry`, which is not ours, means to us.
+pub fn fenced(line: &Line, entry: &Entry) -> Result<Error> {
+    let entry = read(line, entry)?;
     let message = format!(
         "another writer owns the machine's line now: entry {} was written in generation {} on host {} at {}",
         entry.number, entry.generation, entry.host, entry.time
     );
-    let remedy = "let only one site replicate this machine; points up to there are safe";
-    Error::new(Kind::Fenced, &entry.machine, message).remedy(remedy)
+    let remedy = "let only one site run and replicate this machine; points up to there are safe";
+    Ok(Error::new(Kind::Fenced, entry.machine, message).remedy(remedy))
 }

@@ -9,6 +9,7 @@
 //! hands in settings as plain data and polls what it gets.
 
 pub mod blockmap;
+pub mod branches;
 pub mod changes;
 pub mod check;
 pub mod commit;

@@ -49,6 +49,7 @@ use uuid::Uuid;
 
 use crate::jobs::Jobs;
 use crate::keys::PointId;
+use crate::line::Elapsed;
 use crate::point::EntryKind;
 use crate::source::Source;
 use crate::store::StoreConfig;
@@ -56,6 +57,16 @@ use crate::vault::{Encryption, Vault};
 
 pub use status::{DiskState, DiskStatus, Health, Phase, Status};
 pub use window::{Clock, ResyncWindow};
+
+/// What to do when another writer owns the machine's line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFenced {
+    /// Go on with a branch of the line, and call the operator.
+    #[default]
+    Branch,
+    /// Stop, and call the operator.
+    Refuse,
+}
 
 /// What the loop of one machine needs to know.
 #[derive(Clone, Debug)]
@@ -76,6 +87,10 @@ pub struct Settings {
     pub resync_window: ResyncWindow,
     /// What the window is looked up by.
     pub clock: Clock,
+    /// What the writer of the line tells the time by.
+    pub elapsed: Elapsed,
+    /// What to do when another writer owns the line.
+    pub on_fenced: OnFenced,
     /// How many bytes a second of live disks are read for copying; as many as can be when absent.
     pub copy_limit: Option<u64>,
     /// The machine's consistency group.

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
 use crate::changes;
-use crate::commit::{self, Uploaded};
+use crate::commit::{self, EntryId, Uploaded};
 use crate::delta::Encoded;
 use crate::vault::Vault;
 
@@ -81,7 +81,7 @@ pub(super) struct Target<'a> {
     pub vault: &'a Vault,
     pub machine: &'a str,
     /// The entry that will name them.
-    pub number: u64,
+    pub entry: EntryId,
 }
 
 impl Target<'_> {
@@ -93,7 +93,7 @@ impl Target<'_> {
         mut done: impl FnMut(Uploaded, T) -> Result<()>,
     ) -> Result<()> {
         let upload = |Packed { delta, tag, room }: Packed<T>| {
-            let uploading = commit::upload(self.vault, self.machine, self.number, delta);
+            let uploading = commit::upload(self.vault, self.machine, self.entry, delta);
             async move {
                 let uploaded = uploading.await;
                 drop(room);
