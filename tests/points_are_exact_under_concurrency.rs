@@ -246,7 +246,7 @@ async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
         host: "test".to_owned(),
         resync_window: replicate::ResyncWindow::Always,
         clock: replicate::Clock::new(jiff::ZonedDateTime::now),
-        elapsed: uploader::line::Elapsed::of_host(),
+        elapsed: uploader::clock::Elapsed::of_host(),
         on_fenced: replicate::OnFenced::Branch,
         copy_limit: None,
         group: None,

@@ -26,9 +26,10 @@ use std::collections::BTreeSet;
 
 use nbd_proxy::{Error, Kind, Result};
 
+use crate::clock::Elapsed;
 use crate::delta::Encoded;
 use crate::keys::{self, PointId};
-use crate::line::{Appended, Elapsed, Entry, Line, Owner, Writer};
+use crate::line::{Appended, Entry, Line, Owner, Writer};
 use crate::point::{self, DeltaRef, Header};
 use crate::vault::Vault;
 

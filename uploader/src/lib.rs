@@ -12,6 +12,7 @@ pub mod blockmap;
 pub mod branches;
 pub mod changes;
 pub mod check;
+pub mod clock;
 pub mod commit;
 pub mod delta;
 pub mod digest;

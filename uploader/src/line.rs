@@ -30,23 +30,21 @@
 //! Asking the line itself, and not what pruning says it has deleted, keeps the two apart: whatever deleted an entry in the middle, by
 //! marker or for good, a writer whose entry has a newer one above it does not go on.
 //!
-//! Time is the larger of what the clock since boot (which counts while the host sleeps) and the clock on the wall say. Half of the
-//! shortest wait of pruning is the margin for clocks that run unlike the store's. A host that is itself a paused machine, and whose
-//! clocks both stood still for an hour between a request and its reply, is not covered.
+//! Time is what [`crate::clock`] says. Half of the shortest wait of pruning is the margin for clocks that run unlike the store's. A host
+//! that is itself a paused machine, and whose clocks both stood still for an hour between a request and its reply, is not covered.
 //!
 //! # Branches
 //!
 //! A writer that is fenced never appends to that line again. It may go on with a line of its own in another folder, whose entries
 //! nobody else makes: a *branch*. The rules above hold there too; they matter when it goes on from an old copy of its memory.
 
-use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use nbd_proxy::{Error, Kind, Result};
 use uuid::Uuid;
 
+use crate::clock::{Elapsed, Moment};
 use crate::keys;
 use crate::store::{self, Store};
 
@@ -140,45 +138,11 @@ impl Line {
     }
 }
 
-/// What a writer tells the time by, from any beginning, never backwards.
-#[derive(Clone)]
-pub struct Elapsed(Arc<dyn Fn() -> Duration + Send + Sync>);
-
-impl Elapsed {
-    /// A clock that `now` reads.
-    pub fn new(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    /// This host's clocks: see the module.
-    pub fn of_host() -> Self {
-        let boot = || {
-            let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-            Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-        };
-        let (booted, began) = (boot(), SystemTime::now());
-        Self::new(move || {
-            let awake = boot().saturating_sub(booted);
-            began.elapsed().map_or(awake, |wall| wall.max(awake))
-        })
-    }
-
-    fn now(&self) -> Duration {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Elapsed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Elapsed")
-    }
-}
-
 /// Nothing was above `head` when a request was made that was sent at `sent`, or later.
 #[derive(Clone, Copy, Debug)]
 struct Confirmed {
     head: u64,
-    sent: Duration,
+    sent: Moment,
 }
 
 /// One machine's line, to write.
@@ -277,9 +241,9 @@ impl Writer {
     }
 
     /// When our head was confirmed, if that is so short ago that the name of `number` cannot have been taken and freed since.
-    fn never_freed(&self, number: u64) -> Option<Duration> {
+    fn never_freed(&self, number: u64) -> Option<Moment> {
         let Confirmed { head, sent } = self.confirmed?;
-        let fresh = head + 1 == number && self.clock.now().saturating_sub(sent) < BOUND;
+        let fresh = head + 1 == number && self.clock.now().since(sent) < BOUND;
         fresh.then_some(sent)
     }
 
@@ -301,7 +265,7 @@ impl Writer {
     }
 
     /// `newest` was the newest entry when a request was made that was sent at `sent`.
-    fn judge(&mut self, newest: Entry, sent: Duration) -> Result<Appended> {
+    fn judge(&mut self, newest: Entry, sent: Moment) -> Result<Appended> {
         if self.line.owner_of(&newest)? != self.owner {
             return Ok(Appended::Foreign(newest));
         }

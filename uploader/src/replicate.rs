@@ -29,6 +29,7 @@ mod context;
 mod copy;
 mod engine;
 mod held;
+mod retry;
 mod rounds;
 mod ship;
 mod sync;
@@ -47,9 +48,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use crate::clock::Elapsed;
 use crate::jobs::Jobs;
 use crate::keys::PointId;
-use crate::line::Elapsed;
 use crate::point::EntryKind;
 use crate::source::Source;
 use crate::store::StoreConfig;
@@ -87,7 +88,7 @@ pub struct Settings {
     pub resync_window: ResyncWindow,
     /// What the window is looked up by.
     pub clock: Clock,
-    /// What the writer of the line tells the time by.
+    /// What gaps are waited by, and the writer of the line tells the time by.
     pub elapsed: Elapsed,
     /// What to do when another writer owns the line.
     pub on_fenced: OnFenced,
@@ -121,9 +122,9 @@ fn since_epoch() -> Duration {
     Duration::try_from(Timestamp::now().duration_since(Timestamp::UNIX_EPOCH)).unwrap_or_default()
 }
 
-/// The gaps between attempts: one quick retry, then 1, 2, 4, 8, 10 minutes, then every 30.
+/// The gaps between attempts: 1, 2, 4, 8, 10 minutes, then every 30.
 pub fn default_gaps() -> Vec<Duration> {
-    [3, 60, 120, 240, 480, 600, 1800].map(Duration::from_secs).to_vec()
+    [1, 2, 4, 8, 10, 30].map(|minutes| Duration::from_secs(minutes * 60)).to_vec()
 }
 
 /// Opens the vault; called at the start and again after errors.

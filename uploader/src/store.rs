@@ -9,6 +9,7 @@
 
 mod errors;
 mod open;
+mod patience;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,6 +27,9 @@ use object_store::{
 use serde::{Deserialize, Serialize};
 
 pub use open::{StoreConfig, open};
+#[cfg(test)]
+pub(crate) use patience::LeftAlone;
+pub(crate) use patience::asked_to_wait;
 
 /// Requests made and bytes moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +148,11 @@ impl Store {
 
     /// Writes an object under a name that no other writer can know, so that writing it twice is harmless.
     pub async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Overwrite).await
+        match self.write(key, payload, PutMode::Overwrite).await {
+            // What may not be changed was written by an attempt whose reply was lost. Under another name it will do.
+            Err(e) if e.kind == Kind::Exists => Err(Error { kind: Kind::Unavailable, ..e }),
+            written => written,
+        }
     }
 
     /// Writes an object unless the name is taken, which is [`Kind::Exists`].

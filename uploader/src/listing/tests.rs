@@ -2,8 +2,9 @@ use nbd_proxy::tracking::GroupCut;
 use uuid::Uuid;
 
 use super::*;
+use crate::clock::Elapsed;
 use crate::commit::{self, Outcome};
-use crate::line::{Elapsed, Line, Writer};
+use crate::line::{Line, Writer};
 use crate::point::PointDisk;
 use crate::testing::memory_vault;
 

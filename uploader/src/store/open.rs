@@ -20,6 +20,7 @@ use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, Retry
 use serde::{Deserialize, Serialize};
 
 use super::Store;
+use super::patience::Patience;
 
 /// Where a vault is and how to reach it.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +114,10 @@ fn s3(config: &StoreConfig, bucket: &str) -> Result<impl ObjectStore> {
     for (key, value) in known {
         builder = builder.with_config(key, value);
     }
-    let builder = builder.with_bucket_name(bucket).with_conditional_put(S3ConditionalPut::ETagMatch);
+    let builder = builder
+        .with_http_connector(Patience)
+        .with_bucket_name(bucket)
+        .with_conditional_put(S3ConditionalPut::ETagMatch);
     builder.with_retry(retries()).build().map_err(|e| refused(&config.url, e))
 }
 
@@ -138,7 +142,7 @@ fn azure(config: &StoreConfig, container: &str) -> Result<impl ObjectStore> {
     for (key, value) in known {
         builder = builder.with_config(key, value);
     }
-    let builder = builder.with_container_name(container);
+    let builder = builder.with_http_connector(Patience).with_container_name(container);
     builder.with_retry(retries()).build().map_err(|e| refused(&config.url, e))
 }
 

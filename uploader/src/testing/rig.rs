@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::Random;
+use crate::clock::Elapsed;
 use crate::jobs::Jobs;
-use crate::line::Elapsed;
 use crate::replicate::{Clock, OnFenced, ResyncWindow, Settings};
 use crate::source::Source;
 

@@ -27,7 +27,8 @@ use object_store::{
     ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-use crate::line::{BOUND, Elapsed};
+use crate::clock::{Elapsed, Moment};
+use crate::line::BOUND;
 use crate::store::Store;
 
 /// What becomes of a step.
@@ -271,7 +272,7 @@ impl Seat {
             let mut state = lock(&seat.state);
             let now = state.clock;
             state.tell(seat.program, &now);
-            now
+            Moment::new(now, now)
         })
     }
 

@@ -17,8 +17,9 @@ use object_store::{
 use tokio::sync::Notify;
 
 use super::*;
+use crate::clock::{Elapsed, Moment};
 use crate::keys;
-use crate::line::{BOUND, Elapsed};
+use crate::line::BOUND;
 use crate::testing::{Random, memory_vault, vault_in};
 
 type Answer<T> = object_store::Result<T>;
@@ -155,7 +156,7 @@ impl Sites {
     fn start(&self, site: usize) -> Handle {
         let time = Arc::clone(&self.time);
         let mut settings = self.rigs[site].settings();
-        settings.elapsed = Elapsed::new(move || *time.lock().unwrap());
+        settings.elapsed = Elapsed::new(move || Moment::new(*time.lock().unwrap(), Duration::ZERO));
         start(settings, self.rigs[site].clone(), connect(&self.vaults[site]))
     }
 
