@@ -24,6 +24,7 @@
 
 use std::collections::BTreeSet;
 
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 
 use crate::clock::Elapsed;
@@ -84,7 +85,8 @@ pub async fn upload(vault: &Vault, machine: &str, id: EntryId, delta: Encoded) -
         EntryId::Line(number) => keys::new_delta(number),
         EntryId::Branch(point) => keys::new_branch_delta(point),
     };
-    vault.store.put(&keys::delta(machine, &name), delta.payload()).await?;
+    let key = keys::delta(machine, &name);
+    durable::request(Step::DeltaPut, Op::Put, vault.store.put(&key, delta.payload())).await?;
     Ok(Uploaded(DeltaRef { name: Some(name), size: delta.size, logical: delta.logical, index: delta.index }))
 }
 

@@ -29,6 +29,5 @@ pub mod source;
 pub mod store;
 pub mod vault;
 
-mod durable;
 #[cfg(test)]
 mod testing;

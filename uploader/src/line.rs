@@ -41,6 +41,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use uuid::Uuid;
 
@@ -212,7 +213,9 @@ impl Writer {
     /// May be dropped at any await, as by a kill: what it has written by then is found by [`Writer::find`].
     pub async fn append(&mut self, number: u64, entry: Bytes) -> Result<Appended> {
         let sent = self.clock.now();
-        let there = match self.line.store.create(&self.line.key(number), entry.into()).await {
+        let key = self.line.key(number);
+        let store = &self.line.store;
+        let there = match durable::request(Step::EntryPut, Op::Put, store.create(&key, entry.into())).await {
             Ok(()) => None,
             Err(e) if e.kind == Kind::Exists => match self.line.read(number).await? {
                 Some(bytes) => Some(Entry { number, bytes }),

@@ -10,6 +10,7 @@
 mod errors;
 mod open;
 mod patience;
+mod versions;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -108,13 +109,27 @@ pub struct Described {
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     url: Arc<str>,
+    /// Conditional writes are relied on.
+    conditional: bool,
     counters: Arc<Counters>,
 }
 
 impl Store {
     /// Wraps `inner`; `url` is how errors name it.
     pub fn new(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { inner, url: url.trim_end_matches('/').into(), counters: Arc::default() }
+        Self { inner, url: url.trim_end_matches('/').into(), conditional: true, counters: Arc::default() }
+    }
+
+    /// The same store, of which conditional writes are not expected: a name is looked up before it is written. Right as long as nobody else
+    /// writes.
+    #[must_use]
+    pub fn unconditional(self) -> Self {
+        Self { conditional: false, ..self }
+    }
+
+    /// Whether conditional writes are relied on.
+    pub fn is_conditional(&self) -> bool {
+        self.conditional
     }
 
     /// The same store with counters of its own, starting at zero.
@@ -159,7 +174,14 @@ impl Store {
     ///
     /// That answer means *unknown*: the object may be what an earlier attempt of ours wrote, whose reply was lost.
     pub async fn create(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Create).await
+        if self.conditional {
+            return self.write(key, payload, PutMode::Create).await;
+        }
+        match self.describe(key).await {
+            Ok(_) => Err(Error::new(Kind::Exists, self.name_of(key), "cannot write: the name is taken")),
+            Err(e) if is_missing_object(&e) => self.write(key, payload, PutMode::Overwrite).await,
+            Err(e) => Err(e),
+        }
     }
 
     async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Test parts: a machine behind a real proxy, stores that fail on request, a vault read back as plain bytes.
 
 mod faults;
+mod lying;
 mod rig;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use crate::store::Store;
 use crate::vault::{Encryption, Vault};
 
 pub(crate) use faults::{Ask, Fault, Faulty};
+pub(crate) use lying::{Lie, Lying};
 pub(crate) use rig::Rig;
 
 /// Random numbers from a seed that a failing test prints.

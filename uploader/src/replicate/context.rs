@@ -140,6 +140,7 @@ impl Context {
 
     /// Begins a generation: pick the newest point, then claim; if the head moved meanwhile, pick again.
     async fn claim(&self, ready: &mut Ready) -> Result<()> {
+        ready.vault.refuse_unconditional().await?;
         let line = commit::line(&ready.vault, &self.settings.machine);
         let state = &mut ready.state;
         let claim = |newest: Option<Header>| {
