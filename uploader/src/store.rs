@@ -165,7 +165,10 @@ impl Store {
     pub async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
         match self.write(key, payload, PutMode::Overwrite).await {
             // What may not be changed was written by an attempt whose reply was lost. Under another name it will do.
-            Err(e) if e.kind == Kind::Exists => Err(Error { kind: Kind::Unavailable, ..e }),
+            Err(mut e) if e.kind == Kind::Exists => {
+                e.kind = Kind::Unavailable;
+                Err(e)
+            }
             written => written,
         }
     }

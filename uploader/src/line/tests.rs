@@ -1,7 +1,7 @@
 mod interleavings;
 mod world;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use object_store::memory::InMemory;
 

@@ -15,18 +15,20 @@ pub(super) const NO_SUCH_OBJECT: &str = "there is no such object";
 pub(super) fn translate(what: &str, url: &str, name: &str, error: object_store::Error) -> Error {
     use object_store::Error as E;
     let text = chain(&error);
-    let verdict = match &error {
+    let verdict = match (&error, said(&text)) {
         _ if missing_container(&text) => Verdict::NO_CONTAINER,
-        E::NotFound { .. } => {
+        (E::NotFound { .. }, _) => {
             let message = format!("cannot {what}: {NO_SUCH_OBJECT}");
             return Error::new(Kind::NotFound, name, message).source(error);
         }
-        _ if let Some(verdict) = said(&text) => verdict,
-        E::AlreadyExists { .. } | E::Precondition { .. } => Verdict(Kind::Exists, ""),
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Verdict(Kind::Denied, CREDENTIALS),
-        E::InvalidPath { .. } => Verdict(Kind::InvalidInput, "check the vault's url and the machine's name"),
-        E::NotSupported { .. } | E::NotImplemented { .. } => Verdict(Kind::InvalidInput, UNABLE),
-        E::UnknownConfigurationKey { .. } => {
+        (_, Some(verdict)) => verdict,
+        (E::AlreadyExists { .. } | E::Precondition { .. }, _) => Verdict(Kind::Exists, ""),
+        (E::PermissionDenied { .. } | E::Unauthenticated { .. }, _) => Verdict(Kind::Denied, CREDENTIALS),
+        (E::InvalidPath { .. }, _) => {
+            Verdict(Kind::InvalidInput, "check the vault's url and the machine's name")
+        }
+        (E::NotSupported { .. } | E::NotImplemented { .. }, _) => Verdict(Kind::InvalidInput, UNABLE),
+        (E::UnknownConfigurationKey { .. }, _) => {
             Verdict(Kind::InvalidInput, "remove it from the vault's options")
         }
         _ => local(&error).unwrap_or_else(|| generic(&text)),
