@@ -4,9 +4,11 @@ mod credentials;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::Connect;
+use uploader::store::limit::Limit;
 use uploader::store::{self, StoreConfig};
 use uploader::vault::{Encryption, Vault};
 
@@ -82,27 +84,28 @@ pub async fn open(vault: &VaultConfig) -> Result<Vault> {
     Vault::open(&store_config(vault)?).await
 }
 
-/// How a machine's replication reaches the vault. Refuses at once what can never work; what may work later (the network,
-/// a bucket that is still to be made) is found out, and retried, by replication itself.
+/// How a machine's replication reaches the vault, which it writes to no faster than `limit`. Refuses at once what can never work; what may
+/// work later (the network, a bucket that is still to be made) is found out, and retried, by replication itself.
 ///
 /// Whenever the vault is opened, which is also after a refusal, the file of credentials and the configuration's options are
 /// read again; tokens that are named by file, and those that a host gets from its cloud, are renewed below.
-pub fn connect(config: &Config) -> Result<Connect> {
+pub fn connect(config: &Config, limit: &Arc<Limit>) -> Result<Connect> {
     let checked = store_config(&config.vault).and_then(|config| store::open(&config, false));
     if let Err(error) = checked
         && error.kind == Kind::InvalidInput
     {
         return Err(error);
     }
-    let (file, vault) = (config.file.clone(), config.vault.clone());
+    let (file, vault, limit) = (config.file.clone(), config.vault.clone(), Arc::clone(limit));
     Ok(Box::new(move || {
-        let vault = renewed(&file, &vault);
+        let (vault, limit) = (renewed(&file, &vault), Arc::clone(&limit));
         Box::pin(async move {
             let config = store_config(&vault)?;
-            match vault.unencrypted {
+            let vault = match vault.unencrypted {
                 true => Vault::open_or_create(&config, Encryption::None).await,
                 false => Vault::open(&config).await.map_err(unstated),
-            }
+            };
+            vault.map(|vault| Vault { store: vault.store.clone().limited(limit), ..vault })
         })
     }))
 }

@@ -27,8 +27,9 @@ use std::collections::BTreeSet;
 use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 
-use crate::clock::Elapsed;
 use crate::delta::Encoded;
+use crate::digest::Digest;
+use crate::elapsed::Elapsed;
 use crate::keys::{self, PointId};
 use crate::line::{Appended, Entry, Line, Owner, Writer};
 use crate::point::{self, DeltaRef, Header};
@@ -54,6 +55,7 @@ impl Uploaded {
 #[derive(Debug)]
 pub struct Committed {
     header: Header,
+    mark: Digest,
     deltas: Vec<DeltaRef>,
 }
 
@@ -61,6 +63,11 @@ impl Committed {
     /// What the point says about itself.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Tells the entry from any other of the same number.
+    pub fn mark(&self) -> Digest {
+        self.mark
     }
 
     /// Whether the entry consists, among others, of all of `deltas`.
@@ -82,12 +89,12 @@ pub enum Outcome {
 /// Puts a delta of `machine`, made for the entry `id`, into the vault.
 pub async fn upload(vault: &Vault, machine: &str, id: EntryId, delta: Encoded) -> Result<Uploaded> {
     let name = match id {
-        EntryId::Line(number) => keys::new_delta(number),
-        EntryId::Branch(point) => keys::new_branch_delta(point),
+        EntryId::Line(number) => keys::new_delta(number, delta.salt),
+        EntryId::Branch(point) => keys::new_branch_delta(point, delta.salt),
     };
     let key = keys::delta(machine, &name);
     durable::request(Step::DeltaPut, Op::Put, vault.store.put(&key, delta.payload())).await?;
-    Ok(Uploaded(DeltaRef { name: Some(name), size: delta.size, logical: delta.logical, index: delta.index }))
+    Ok(Uploaded(DeltaRef::to(&delta, Some(name))))
 }
 
 /// Which entry a delta is meant for.
@@ -102,34 +109,37 @@ pub enum EntryId {
 /// The branch that `owner`, fenced, has made of the line of `machine`.
 pub fn branch(vault: &Vault, machine: &str, owner: Owner) -> Line {
     let folder = keys::branch_folder(machine, owner.generation, owner.writer);
-    Line::new(vault.store.clone(), folder, point::owner_of)
+    Line::new(vault.store.clone(), vault.cipher.clone(), folder, point::owner_of)
 }
 
 /// The line of `machine` in `vault`.
 pub fn line(vault: &Vault, machine: &str) -> Line {
-    Line::new(vault.store.clone(), keys::line_folder(machine), point::owner_of)
+    Line::new(vault.store.clone(), vault.cipher.clone(), keys::line_folder(machine), point::owner_of)
 }
 
-/// Begins a generation on `line`: `claim` is told the newest entry and says what the next one is to be, which it first makes sure to
-/// remember; or nothing, if the newest entry is its own.
+/// Begins a generation on `line`: `claim` is told the newest entry, with its mark, and says what the next one is to be, which it first
+/// makes sure to remember; or nothing, if the newest entry is its own.
 pub async fn claim(
     line: Line,
     clock: Elapsed,
-    mut claim: impl FnMut(Option<Header>) -> Result<Option<Header>>,
+    mut claim: impl FnMut(Option<(Header, Digest)>) -> Result<Option<Header>>,
 ) -> Result<Option<(Writer, Committed)>> {
     let reader = line.clone();
     let mut made = None;
     let entry = |newest: Option<&Entry>| {
-        let newest = newest.map(|newest| read(&reader, newest)).transpose()?;
-        let Some(header) = claim(newest)? else { return Ok(None) };
-        let entry = point::encode(&header, &[], None)?;
+        let marked = |newest: &Entry| {
+            let mark = point::mark(&reader.key(newest.number), &newest.bytes)?;
+            Ok::<_, Error>((read(&reader, newest)?, mark))
+        };
+        let Some(header) = claim(newest.map(marked).transpose()?)? else { return Ok(None) };
+        let entry = point::encode(&reader.named(header.number), &header, &[], None)?;
+        let mark = point::mark(&reader.key(header.number), &entry)?;
         let owner = header.owner();
-        made = Some(header);
+        made = Some(Committed { header, mark, deltas: Vec::new() });
         Ok(Some((owner, entry)))
     };
     let claimed = Writer::claim(line, clock, entry).await?;
-    let committed = |header| Committed { header, deltas: Vec::new() };
-    Ok(claimed.zip(made).map(|((writer, _), header)| (writer, committed(header))))
+    Ok(claimed.zip(made).map(|((writer, _), claim)| (writer, claim)))
 }
 
 /// Appends the entry that `header` describes, consisting of `deltas` and then `embedded`.
@@ -142,13 +152,15 @@ pub async fn append(
     let mut header = header;
     let mut list: Vec<DeltaRef> = deltas.iter().map(|uploaded| uploaded.0.clone()).collect();
     if let Some(delta) = embedded {
-        list.push(DeltaRef { name: None, size: delta.size, logical: delta.logical, index: delta.index });
+        list.push(DeltaRef::to(delta, None));
     }
     header.bytes = list.iter().map(|delta| delta.size).sum();
     header.logical = list.iter().map(|delta| delta.logical).sum();
-    let entry = point::encode(&header, &list, embedded)?;
+    let writes = writer.line();
+    let entry = point::encode(&writes.named(header.number), &header, &list, embedded)?;
+    let mark = point::mark(&writes.key(header.number), &entry)?;
     match writer.append(header.number, entry).await? {
-        Appended::Created => Ok(Outcome::Committed(Committed { header, deltas: list })),
+        Appended::Created => Ok(Outcome::Committed(Committed { header, mark, deltas: list })),
         Appended::Ours(entry) => adopted(writer.line(), &entry).map(Outcome::Adopted),
         Appended::Foreign(entry) => Err(fenced(writer.line(), &entry)?),
     }
@@ -156,17 +168,18 @@ pub async fn append(
 
 /// An entry that is ours, and was there.
 pub fn adopted(line: &Line, entry: &Entry) -> Result<Committed> {
-    let header = read(line, entry)?;
-    Ok(Committed { header, deltas: point::decode(&line.key(entry.number), &entry.bytes)?.deltas })
+    read(line, entry)?;
+    let point::Entry { header, mark, deltas, .. } = point::decode(&line.named(entry.number), &entry.bytes)?;
+    Ok(Committed { header, mark, deltas })
 }
 
 /// Reads the header of a line's entry and checks that it stands where it says.
 pub fn read(line: &Line, entry: &Entry) -> Result<Header> {
-    let key = line.key(entry.number);
-    let header = point::decode_header(&key, &entry.bytes)?;
+    let named = line.named(entry.number);
+    let header = point::decode_header(&named, &entry.bytes)?;
     if header.number != entry.number {
         let message = format!("says that it is entry {}: objects were moved or swapped", header.number);
-        return Err(Error::corrupt(key, message));
+        return Err(Error::corrupt(named.object, message));
     }
     Ok(header)
 }

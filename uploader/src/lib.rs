@@ -12,10 +12,12 @@ pub mod blockmap;
 pub mod branches;
 pub mod changes;
 pub mod check;
+pub mod cipher;
 pub mod clock;
 pub mod commit;
 pub mod delta;
 pub mod digest;
+pub mod elapsed;
 pub mod inspect;
 pub mod intervals;
 pub mod jobs;
@@ -27,6 +29,7 @@ pub mod replicate;
 pub mod restore;
 pub mod source;
 pub mod store;
+pub mod usage;
 pub mod vault;
 
 #[cfg(test)]

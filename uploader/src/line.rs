@@ -30,7 +30,7 @@
 //! Asking the line itself, and not what pruning says it has deleted, keeps the two apart: whatever deleted an entry in the middle, by
 //! marker or for good, a writer whose entry has a newer one above it does not go on.
 //!
-//! Time is what [`crate::clock`] says. Half of the shortest wait of pruning is the margin for clocks that run unlike the store's. A host
+//! Time is what [`crate::elapsed`] says. Half of the shortest wait of pruning is the margin for clocks that run unlike the store's. A host
 //! that is itself a paused machine, and whose clocks both stood still for an hour between a request and its reply, is not covered.
 //!
 //! # Branches
@@ -45,7 +45,8 @@ use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use uuid::Uuid;
 
-use crate::clock::{Elapsed, Moment};
+use crate::cipher::{Cipher, Named};
+use crate::elapsed::{Elapsed, Moment};
 use crate::keys;
 use crate::store::{self, Store};
 
@@ -88,26 +89,33 @@ pub enum Appended {
     Foreign(Entry),
 }
 
-/// Reads an entry's owner out of its bytes; the name is for errors.
-pub type OwnerOf = fn(name: &str, entry: &[u8]) -> Result<Owner>;
+/// Reads an entry's owner out of its bytes.
+pub type OwnerOf = fn(name: &Named, entry: &[u8]) -> Result<Owner>;
 
 /// One machine's line, to read.
 #[derive(Clone, Debug)]
 pub struct Line {
     store: Store,
+    cipher: Cipher,
     folder: String,
     owner_of: OwnerOf,
 }
 
 impl Line {
-    /// The line in `folder` of `store`.
-    pub fn new(store: Store, folder: String, owner_of: OwnerOf) -> Self {
-        Self { store, folder, owner_of }
+    /// The line in `folder` of `store`, whose entries `cipher` seals.
+    pub fn new(store: Store, cipher: Cipher, folder: String, owner_of: OwnerOf) -> Self {
+        Self { store, cipher, folder, owner_of }
     }
 
     /// The name of entry `number`.
     pub fn key(&self, number: u64) -> String {
         keys::line_entry(&self.folder, number)
+    }
+
+    /// Entry `number`, to be sealed or opened.
+    pub fn named(&self, number: u64) -> Named {
+        let key = self.key(number);
+        Named { cipher: self.cipher.clone(), object: self.store.name_of(&key), key }
     }
 
     /// The bytes of entry `number`.
@@ -135,7 +143,7 @@ impl Line {
     }
 
     fn owner_of(&self, entry: &Entry) -> Result<Owner> {
-        (self.owner_of)(&self.store.name_of(&self.key(entry.number)), &entry.bytes)
+        (self.owner_of)(&self.named(entry.number), &entry.bytes)
     }
 }
 

@@ -48,7 +48,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use crate::clock::Elapsed;
+use crate::elapsed::Elapsed;
 use crate::jobs::Jobs;
 use crate::keys::PointId;
 use crate::point::EntryKind;
@@ -56,8 +56,9 @@ use crate::source::Source;
 use crate::store::StoreConfig;
 use crate::vault::{Encryption, Vault};
 
+pub use crate::clock::Clock;
 pub use status::{DiskState, DiskStatus, Health, Phase, Status};
-pub use window::{Clock, ResyncWindow};
+pub use window::ResyncWindow;
 
 /// What to do when another writer owns the machine's line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -13,8 +13,8 @@ fn names_sort_as_numbers_do_and_parse_back() {
 
 #[test]
 fn a_delta_is_never_named_twice() {
-    assert_ne!(new_delta(3), new_delta(3));
-    assert!(new_delta(3).starts_with("00000000000000000003-"));
+    assert_ne!(new_delta(3, None), new_delta(3, None));
+    assert!(new_delta(3, None).starts_with("00000000000000000003-"));
 }
 
 #[test]
@@ -47,5 +47,7 @@ fn branches_have_names_of_their_own() {
     {
         assert_eq!(parse_branch(wrong), None, "{wrong}");
     }
-    assert!(new_branch_delta(PointId { generation: 3, number: 7 }).starts_with("g3-00000000000000000007-"));
+    assert!(
+        new_branch_delta(PointId { generation: 3, number: 7 }, None).starts_with("g3-00000000000000000007-")
+    );
 }

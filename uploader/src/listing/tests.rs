@@ -2,8 +2,8 @@ use nbd_proxy::tracking::GroupCut;
 use uuid::Uuid;
 
 use super::*;
-use crate::clock::Elapsed;
 use crate::commit::{self, Outcome};
+use crate::elapsed::Elapsed;
 use crate::line::{Line, Writer};
 use crate::point::PointDisk;
 use crate::testing::memory_vault;
@@ -35,6 +35,7 @@ async fn append(vault: &Vault, generation: u64, number: u64, kind: EntryKind, pa
         host: "here".to_owned(),
         kind,
         parent,
+        parent_mark: None,
         time: Timestamp::from_second(i64::try_from(number).unwrap()).unwrap(),
         disks: if kind == EntryKind::Claim { Vec::new() } else { vec![disk] },
         bytes: 0,
@@ -121,6 +122,7 @@ async fn append_share(vault: &Vault, machine: &str, number: u64, kind: EntryKind
         host: "here".to_owned(),
         kind,
         parent: (number > 1).then(|| id(1, number - 1)),
+        parent_mark: None,
         time: Timestamp::UNIX_EPOCH,
         disks: Vec::new(),
         bytes: 0,
@@ -177,6 +179,7 @@ async fn a_header_larger_than_the_first_read_is_read_whole() {
         host: "here".to_owned(),
         kind: EntryKind::Crash,
         parent: None,
+        parent_mark: None,
         time: Timestamp::UNIX_EPOCH,
         disks: (0..500).map(disk).collect(),
         bytes: 0,

@@ -33,6 +33,7 @@ use super::status::{Phase, Status};
 use super::throttle::Throttle;
 use super::{Connect, Inbox, OnFenced, Settings, Waiter};
 use crate::commit::{self, Committed, Outcome};
+use crate::digest::Digest;
 use crate::line::{Appended, Writer};
 use crate::listing;
 use crate::point::{EntryKind, Header, PointDisk};
@@ -143,12 +144,15 @@ impl Context {
         ready.vault.refuse_unconditional().await?;
         let line = commit::line(&ready.vault, &self.settings.machine);
         let state = &mut ready.state;
-        let claim = |newest: Option<Header>| {
+        let claim = |newest: Option<(Header, Digest)>| {
+            let (newest, mark) = newest.unzip();
             state.head = newest.as_ref().map_or(0, |newest| newest.number);
             state.generation = newest.as_ref().map_or(0, |newest| newest.generation) + 1;
-            state.point = newest
-                .as_ref()
-                .and_then(|newest| if newest.is_point() { Some(newest.id()) } else { newest.parent });
+            (state.point, state.point_mark) = match &newest {
+                Some(point) if point.is_point() => (Some(point.id()), mark),
+                Some(claim) => (claim.parent, claim.parent_mark),
+                None => (None, None),
+            };
             if let Some(ours) = newest.filter(|newest| newest.writer == state.writer) {
                 // A claim of ours whose reply was lost.
                 state.generation = ours.generation;
@@ -207,7 +211,7 @@ impl Context {
             Ok(_) => Ok(()),
             Err(e) if e.kind == Kind::NotFound => {
                 tracing::warn!(machine = %self.settings.machine, %fork, "the fork was pruned; everything is shipped again");
-                ready.state.point = None;
+                (ready.state.point, ready.state.point_mark) = (None, None);
                 ready.state.disks.clear();
                 ready.state.save(&self.settings.state_dir)
             }
@@ -224,6 +228,7 @@ impl Context {
             host: self.settings.host.clone(),
             kind,
             parent: state.point,
+            parent_mark: state.point_mark,
             time,
             disks,
             bytes: 0,
@@ -247,7 +252,7 @@ impl Context {
 
     fn follow(&self, ready: &mut Ready, entry: &Committed, whole_sync: bool) -> Result<()> {
         let sync = ready.state.sync.clone();
-        ready.state.remember(entry.header(), whole_sync);
+        ready.state.remember(entry.header(), entry.mark(), whole_sync);
         ready.state.save(&self.settings.state_dir)?;
         if let Some(sync) = sync.filter(|_| ready.state.sync.is_none()) {
             ready.journal = None;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::Random;
-use crate::clock::Elapsed;
+use crate::elapsed::Elapsed;
 use crate::jobs::Jobs;
 use crate::replicate::{Clock, OnFenced, ResyncWindow, Settings};
 use crate::source::Source;
@@ -106,6 +106,7 @@ impl Rig {
             log_dir: None,
             read_only: false,
             log_limit: Some(1 << 30),
+            upstream: Default::default(),
         };
         rig.with(|inner| inner.settings.disks.push(disk));
         rig.start_proxy();
@@ -131,6 +132,7 @@ impl Rig {
             log_dir: None,
             read_only: false,
             log_limit: Some(limit),
+            upstream: Default::default(),
         };
         self.with(|inner| {
             inner.settings.disks.push(disk);

@@ -21,7 +21,11 @@ fn who(writer: u128, generation: u64) -> Owner {
 }
 
 fn line_of(seat: &Seat, folder: &str) -> Line {
-    Line::new(seat.store(), folder.to_owned(), owner_of)
+    Line::new(seat.store(), Cipher::None, folder.to_owned(), owner_of)
+}
+
+fn whose(entry: &[u8]) -> Owner {
+    owner_of(&Named::plain("an entry"), entry).unwrap()
 }
 
 fn branch_of(owner: Owner) -> String {
@@ -78,7 +82,7 @@ async fn claimer(seat: Seat, id: u128, points: usize) {
     loop {
         let line = line_of(&seat, MAIN);
         let claim = |newest: Option<&Entry>| {
-            let newest = newest.map(|newest| owner_of("newest", &newest.bytes)).transpose()?;
+            let newest = newest.map(|newest| whose(&newest.bytes));
             if newest.is_some_and(|newest| newest.writer == owner.writer) {
                 owner = newest.unwrap();
                 return Ok(None);
@@ -98,7 +102,7 @@ async fn claimer(seat: Seat, id: u128, points: usize) {
                         break found.unwrap();
                     }
                 };
-                if owner_of("newest", &found.bytes).unwrap() != owner {
+                if whose(&found.bytes) != owner {
                     continue;
                 }
                 return go_on(&seat, Writer::new(line, owner, seat.clock()), found.number, owner, points)
@@ -131,7 +135,7 @@ fn check(truth: &Truth, over: bool) {
     let main = truth.first.iter().filter(|(key, _)| key.starts_with(MAIN));
     let mut last: Option<(u64, Owner)> = None;
     for (key, bytes) in main {
-        let owner = owner_of(key, bytes).unwrap();
+        let owner = whose(bytes);
         let (before, of) = last.unwrap_or((0, owner));
         assert_eq!(number(key), before + 1, "the line has a gap");
         assert!(is_claim(bytes) || owner == of, "{key} is not of the owner");
@@ -142,7 +146,7 @@ fn check(truth: &Truth, over: bool) {
     let mut last: Option<(&str, u64)> = None;
     for (key, bytes) in branches {
         let (folder, _) = key.rsplit_once('/').unwrap();
-        assert_eq!(folder, branch_of(owner_of(key, bytes).unwrap()), "a branch has a stranger's entry");
+        assert_eq!(folder, branch_of(whose(bytes)), "a branch has a stranger's entry");
         if let Some((_, before)) = last.filter(|(before, _)| *before == folder) {
             assert_eq!(number(key), before + 1, "a branch has a gap");
         }

@@ -27,7 +27,7 @@ use object_store::{
     ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-use crate::clock::{Elapsed, Moment};
+use crate::elapsed::{Elapsed, Moment};
 use crate::line::BOUND;
 use crate::store::Store;
 

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use object_store::memory::InMemory;
 
 use super::*;
-use crate::clock::{Elapsed, Moment};
+use crate::elapsed::{Elapsed, Moment};
 use crate::testing::{Ask, Fault, Faulty, vault_in};
 
 const MIB: u64 = 1 << 20;

@@ -17,7 +17,7 @@ use object_store::{
 use tokio::sync::Notify;
 
 use super::*;
-use crate::clock::{Elapsed, Moment};
+use crate::elapsed::{Elapsed, Moment};
 use crate::keys;
 use crate::line::BOUND;
 use crate::testing::{Random, memory_vault, vault_in};
