@@ -267,6 +267,8 @@ async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
         host: "test".to_owned(),
         resync_window: replicate::ResyncWindow::Always,
         clock: replicate::Clock::new(jiff::ZonedDateTime::now),
+        elapsed: uploader::elapsed::Elapsed::of_host(),
+        on_fenced: replicate::OnFenced::Branch,
         copy_limit: None,
         group: None,
         app_consistent_every: None,

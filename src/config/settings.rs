@@ -68,6 +68,7 @@ pub struct Vault {
     pub url: String,
     pub encryption: Option<String>,
     pub ca_file: Option<PathBuf>,
+    pub credentials_file: Option<PathBuf>,
     #[serde(default)]
     pub allow_http: bool,
     #[serde(default)]
@@ -121,6 +122,15 @@ pub struct Policy {
     pub resync_window: Option<Window>,
     pub copy_limit: Option<Rate>,
     pub app_consistent_every: Option<Span>,
+    pub on_fenced: Option<Fenced>,
+}
+
+/// `policy.on_fenced`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fenced {
+    Serve,
+    Refuse,
 }
 
 /// `[[machine]]`
