@@ -21,6 +21,7 @@ use std::str::FromStr;
 
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::cipher::Salt;
 

@@ -350,7 +350,7 @@ impl<T> Replies<T> {
         let whole = match *question {
             _ if refused.is_some() => true,
             Question::Plain => true,
-            Question::Read { len, .. } => len == 0 || *covered == [0..len],
+            Question::Read { len, .. } => len == 0 || (covered.len() == 1 && covered[0] == (0..len)),
             Question::Status { .. } => !runs.is_empty(),
         };
         let pending = if whole { self.pending.remove(&cookie) } else { None };
