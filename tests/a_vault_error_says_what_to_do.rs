@@ -278,7 +278,7 @@ fn keys_that_are_rotated_in_mid_run_are_read_again() {
     let rotating = store::rotating_seaweed(&scratch);
     let mut lifeboat = machine(&scratch, &rotating.store);
     lifeboat.expect_log("replication stopped");
-    let mut lifeboat = lifeboat.run();
+    let lifeboat = lifeboat.run();
     lifeboat.wait_protected();
     lifeboat.cut();
 
