@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::intent::Marks;
-use super::state::FoundState;
+use super::state::{DiskState, FoundState};
 use crate::backing::Backing;
 use crate::tracking::SyncScope;
 use crate::{Error, Kind, Result};
@@ -93,18 +93,9 @@ pub fn judge(
         backing.drop_cache();
         return anew("the state of its tracking is damaged");
     }
-    if state.clean && state.afar.sample.as_ref().is_some_and(|sample| sample.differs(backing)) {
-        return anew("image changed outside Lifeboat: a sample of it is not what it was");
-    }
-    if state.clean && state.image == *now {
-        return Ok(Verdict::GoOn);
-    }
     let rebooted = state.boot != era.boot;
-    if state.clean && !(rebooted && state.image.is_same_but_device(now)) {
-        return anew("image changed outside Lifeboat");
-    }
     if state.clean {
-        return Ok(Verdict::GoOn);
+        return Ok(judge_clean(state, backing, rebooted));
     }
     // Devices may be numbered anew at a boot.
     if !state.image.is_same_file(now, rebooted) {
@@ -141,6 +132,18 @@ pub fn judge(
         return compare("the proxy died during a catch-up");
     }
     Ok(Verdict::GoOn)
+}
+
+/// Weighs a disk that was closed in good order.
+fn judge_clean(state: &DiskState, backing: &dyn Backing, rebooted: bool) -> Verdict {
+    let now = backing.found();
+    if state.image != *now && !(rebooted && state.image.is_same_but_device(now)) {
+        return Verdict::Anew("image changed outside Lifeboat".to_owned());
+    }
+    if state.afar.sample.as_ref().is_some_and(|sample| sample.differs(backing)) {
+        return Verdict::Anew("image changed outside Lifeboat: a sample of it is not what it was".to_owned());
+    }
+    Verdict::GoOn
 }
 
 fn shrunk(path: &Path, before: u64, now: u64) -> Error {
