@@ -41,6 +41,8 @@ pub const SOCKET_PATH_MAX: usize = 107;
 pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
 /// What `machine.disk.max_clients` may be.
 pub const MAX_CLIENTS_RANGE: RangeInclusive<usize> = 1..=1024;
+/// What `machine.disk.reconnect_delay` and `machine.disk.reply_timeout` may be; the proxy's own rules say the defaults.
+pub const PATIENCE_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
@@ -66,6 +68,7 @@ pub struct Vault {
     pub url: String,
     pub encryption: Option<String>,
     pub ca_file: Option<PathBuf>,
+    pub credentials_file: Option<PathBuf>,
     #[serde(default)]
     pub allow_http: bool,
     #[serde(default)]
@@ -119,6 +122,15 @@ pub struct Policy {
     pub resync_window: Option<Window>,
     pub copy_limit: Option<Rate>,
     pub app_consistent_every: Option<Span>,
+    pub on_fenced: Option<Fenced>,
+}
+
+/// `policy.on_fenced`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fenced {
+    Serve,
+    Refuse,
 }
 
 /// `[[machine]]`
@@ -153,6 +165,8 @@ pub struct Disk {
     #[serde(default)]
     pub read_only: bool,
     pub max_clients: Option<usize>,
+    pub reconnect_delay: Option<Span>,
+    pub reply_timeout: Option<Span>,
 }
 
 fn state_dir() -> PathBuf {

@@ -80,7 +80,14 @@ fn each_bad_line_is_refused_by_name() {
         (&machine(&format!("{plain}{plain}")), "\"root\" is configured twice"),
         (&machine(&disk("root", "a.img", "")), "not an absolute path"),
         (&machine(&disk("root", "/dev/vg0/root", "")), "log_dir"),
-        (&machine(&disk("root", "nbd+unix:///x?socket=/s", "")), "not a file or block device"),
+        (&machine(&disk("root", "nbd+unix:///x?socket=/s", "")), "log_dir"),
+        (&machine(&disk("root", "nbd+unix:///x", "log_dir = \"/l\"")), "no socket"),
+        (&machine(&disk("root", "nbds://h/x", "log_dir = \"/l\"")), "unknown kind"),
+        (&machine(&disk("root", "/a.img", "reply_timeout = \"9s\"")), "not on another NBD server"),
+        (
+            &machine(&disk("root", "nbd://h/x", "log_dir = \"/l\"\nreconnect_delay = \"2h\"")),
+            "reconnect_delay",
+        ),
         (&machine(&disk("root", "/a.img", "listen = \"/run/x.sock\"")), "no place to listen at"),
         (&machine(&disk("root", "/a.img", "socket_mode = \"rw\"")), "no file mode"),
         (&machine(&disk("root", "/a.img", "listen = \"tcp:localhost\"")), "no place to listen at"),
@@ -187,6 +194,7 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`vault.url`", "file://"),
         ("`vault.encryption`", "\"none\""),
         ("`vault.ca_file`", ""),
+        ("`vault.credentials_file`", "AWS_SHARED_CREDENTIALS_FILE"),
         ("`vault.limit`", "\"20 MB/s\""),
         ("`vault.prices.puts`", "1,000"),
         ("`vault.single_writer`", "false"),
@@ -201,6 +209,7 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`policy.resync_window`", "\"18:30-06:00\""),
         ("`policy.copy_limit`", "1 MiB/s"),
         ("`policy.app_consistent_every`", "168h"),
+        ("`policy.on_fenced`", "\"serve\""),
         ("`machine.name`", "128"),
         ("`machine.policy`", ""),
         ("`machine.group`", ""),
@@ -212,6 +221,8 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`machine.disk.log_dir`", ""),
         ("`machine.disk.read_only`", "false"),
         ("`machine.disk.max_clients`", "1 to 1024"),
+        ("`machine.disk.reconnect_delay`", "\"60s\""),
+        ("`machine.disk.reply_timeout`", "\"2m\""),
     ];
     for (key, value) in keys {
         let row = docs.lines().find(|line| line.starts_with(&format!("| {key}"))).expect(key);
@@ -236,7 +247,7 @@ fn every_example_in_the_documents_is_taken() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 3);
+    assert_eq!(examples, 4);
 }
 
 #[test]
