@@ -268,7 +268,9 @@ fn postgresql_has_what_it_acknowledged() {
         "echo pg:x:65534:65534::/tmp:/bin/sh >/etc/passwd; echo pg:x:65534: >/etc/group",
         &format!("ln -s /tools/share {}; mkdir -p {}", share.display(), bin.with_file_name("lib").display()),
         server,
-        "n=0; until [ -S /tmp/.s.PGSQL.5432 ] || [ $n -gt 60 ]; do n=$((n + 1)); sleep 1; done; [ -S /tmp/.s.PGSQL.5432 ]",
+        &format!(
+            "n=0; until {psql} -c 'SELECT 1' || [ $n -gt 60 ]; do n=$((n + 1)); sleep 1; done; [ $n -le 60 ]"
+        ),
     ];
     protected.cut_in_the_middle(&tools, &begin, cuts);
     protected.every_point_holds(&["a"], |images, to| vec![postgres(&bin, images, to)]);
