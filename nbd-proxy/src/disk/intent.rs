@@ -56,7 +56,7 @@ impl Regions {
     }
 
     /// All regions of a disk of `size` bytes.
-    fn all(size: u64) -> Self {
+    pub fn all(size: u64) -> Self {
         let mut all = Self::none(size);
         all.bits.fill(true);
         all
@@ -236,6 +236,11 @@ impl Intent {
         let around = 1usize << (self.misses / BURST).min(DOUBLINGS);
         let end = touched.end.next_multiple_of(around).min(self.known.bits.len());
         self.wanted.bits[touched.start / around * around..end].fill(true);
+    }
+
+    /// Somebody is saving it.
+    pub fn is_saving(&self) -> bool {
+        self.saving
     }
 
     /// Takes the turn to save, and what is to be saved at `now`; none if somebody is at it.

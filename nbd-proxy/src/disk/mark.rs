@@ -4,7 +4,7 @@
 //! the map cannot be saved, the disk goes on without it only when the next open will know: that is a change of mode, made durable
 //! like the others (`switch`), and writes wait for it.
 //!
-//! [`TrackedDisk::tick`] is called every second or two: it renews the stamp while writes go on, so that they need not, and clears what need not be marked any more.
+//! [`TrackedDisk::tick`] is called every second or two: it looks after the folder (`relocate`), renews the stamp while writes go on, so that they need not, and clears what need not be marked any more.
 
 use std::io;
 use std::ops::Range;
@@ -75,6 +75,7 @@ impl TrackedDisk {
 
     /// Regular work; call it every second or two. `now` is monotonic.
     pub(crate) fn tick(&self, now: Instant) {
+        self.watch_folder();
         let clear = {
             let mut tracker = self.lock();
             let due = tracker.last_clear.is_none_or(|last| now.duration_since(last) >= CLEAR_EVERY);

@@ -2,7 +2,8 @@
 //!
 //! Files and their questions: `write` — what happens to a request; `switch` — how logging stops and starts again; `mark` — how
 //! the intent map is kept ahead of the writes; `recover` and `verdict` — what an open finds after a crash; `tracker` and `intent` —
-//! the state behind them, without I/O. `state`, `intent::file`, `bitmap_file` and `void` are what survives a restart.
+//! the state behind them, without I/O. `state` and `intent::file` (both over `slots`), `bitmap_file` and `void` are what survives a
+//! restart; `relocate` — what if their folder goes away.
 //!
 //! Invariants, each with the test that holds it:
 //! * An acknowledged write is on the backing and has a record, or is marked in a bitmap of an unlogged stretch
@@ -17,6 +18,8 @@ mod intent;
 mod mark;
 mod ranges;
 mod recover;
+mod relocate;
+mod slots;
 mod state;
 mod switch;
 mod tracker;
@@ -25,6 +28,7 @@ mod void;
 mod watermark;
 mod write;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -52,6 +56,8 @@ pub struct TrackedDisk {
     state: StateFile,
     intent: IntentFile,
     void: Option<Void>,
+    /// A place that the next open may read says what does not count any more, and could not be told so: the note beside the image stays.
+    forsaken: AtomicBool,
     /// Random, made when the disk was first opened.
     id: Uuid,
     /// The host's boot.
@@ -100,7 +106,15 @@ impl TrackedDisk {
 
     /// Makes sure of that. Called before the cut, while writes go on.
     pub(crate) fn prepare_cut(&self) -> Result<()> {
-        if self.is_prepared() { Ok(()) } else { self.make_spare() }
+        if self.is_prepared() {
+            return Ok(());
+        }
+        self.make_spare().inspect_err(|error| {
+            // Without another segment no cut can ever be taken of this log.
+            if let Err(error) = self.stop_logging(&format!("no new log segment: {error}")) {
+                tracing::error!(disk = self.label(), %error, "the broken log could not be marked as such");
+            }
+        })
     }
 
     /// Waits until everything before `boundary` is on the backing, and lists it.

@@ -13,7 +13,11 @@
 //! | not clean, another boot or mount | power loss: nothing of the log was synced, every record is void | new stretch, marked regions |
 //! | not clean, after a failed sync | the page cache may show what is not on the disk | it is dropped; new stretch, marked regions |
 //! | not clean, and the intent map is not kept or not readable | nothing tells where the disk may differ | new stretch, whole sync |
+//! | a state that is lost or damaged, or a map that is | what was known is not known | the same |
+//! | a saved bitmap that is lost or damaged | the same | marked regions |
+//! | a segment that is damaged, cut short, of another disk, or missing | the log does not tell everything | new stretch, marked regions |
 //! | smaller than before | somebody cut it short | refused |
+//! | a state or a map of a newer version | it may mean what we do not know | refused |
 //!
 //! *Marked regions*: every byte that may differ from any point the vault may hold under one of the state's `bases` lies in a region
 //! that the intent map marks: marks are durable before the first write, and go only when the vault has the region and the
@@ -29,6 +33,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex};
 
 use uuid::Uuid;
@@ -38,16 +43,16 @@ use super::bitmap_file;
 use super::intent::file::IntentFile;
 use super::intent::{Intent, Marks, Regions};
 use super::mark::unix_now;
-use super::state::{DiskState, StateFile};
+use super::state::{DiskState, Remembered, StateFile};
 use super::switch::{end_stretch, give_round_up};
 use super::tracker::{Mode, Syncing, Tracker};
 use super::verdict::{Era, Verdict, judge};
 use super::void::Void;
 use crate::backing::{Access, Backing, RawDisk};
 use crate::bitmap::DirtyBitmap;
-use crate::log::SegmentWriter;
 use crate::log::folder::Folder;
 use crate::log::format::Header;
+use crate::log::{Ending, SegmentWriter};
 use crate::tracking::SegmentRef;
 use crate::{Error, Kind, Result};
 
@@ -97,7 +102,7 @@ impl TrackedDisk {
     ) -> Result<Self> {
         let dir = folder_of(machine, settings)?;
         let size = backing.size();
-        let (state_file, state) = StateFile::open(&dir.join("state"))?;
+        let (state_file, state, damage) = remembered(&dir)?;
         let id = state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
         let (intent_file, marks) = IntentFile::open(&dir.join("intent"), id, size)?;
         let void = if is_block_device(backing.path()) { None } else { Void::beside(backing.path()) };
@@ -106,15 +111,28 @@ impl TrackedDisk {
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
         let folder = Folder::open(&dir, segment_bytes)?;
         let era = Era::now(boot, [backing.path(), &dir]);
-        let verdict = judge(state.as_ref(), noted, &*backing, &era, marks.as_ref())?;
+        let verdict = match damage {
+            Some(why) => {
+                tracing::warn!(folder = %dir.display(), "{why}; tracking starts anew");
+                Verdict::Anew(why)
+            }
+            None => judge(state.as_ref(), noted, &*backing, &era, marks.as_ref())?,
+        };
         let (tracking, cause) = match (&verdict, &state) {
             (Verdict::GoOn, Some(state)) => (state.tracking, state.cause.clone()),
             (Verdict::GoOn, None) => (Uuid::new_v4(), String::new()),
             (Verdict::Compare(cause) | Verdict::Anew(cause), _) => (Uuid::new_v4(), cause.clone()),
         };
-        let nothing = Marks { regions: Regions::none(size), until: 0 };
-        let kept = marks.filter(|_| !matches!(verdict, Verdict::Anew(_)));
-        let intent = Intent::new(kept.unwrap_or(nothing));
+        // What goes on without a map that can be relied on may have anything open: all of it is marked, before the state says that
+        // the map counts.
+        let marks = marks.filter(|_| state.as_ref().is_some_and(|state| state.intent));
+        let all_open = verdict == Verdict::GoOn && marks.is_none();
+        let none = Marks { regions: Regions::none(size), until: 0 };
+        let intent = Intent::new(match verdict {
+            Verdict::Anew(_) => none,
+            _ if all_open => Marks { regions: Regions::all(size), until: 0 },
+            _ => marks.unwrap_or(none),
+        });
         let tracker = Tracker::new(size, tracking, cause, intent, segment_bytes, limit);
         let disk = Self {
             machine: machine.to_owned(),
@@ -123,6 +141,7 @@ impl TrackedDisk {
             state: state_file,
             intent: intent_file,
             void,
+            forsaken: AtomicBool::new(false),
             id,
             boot: era.boot,
             mount: era.mount,
@@ -132,16 +151,24 @@ impl TrackedDisk {
             backing,
         };
         disk.take_up(verdict, state)?;
+        if all_open {
+            disk.save_map()?;
+        }
         // From here on the last run's "clean" no longer counts: durable before the first request. The map after the state: see above.
         let state = disk.state_of(&disk.lock());
         disk.state.write(&state)?;
-        let marks = disk.lock().intent.begin_save(unix_now());
-        if let Some(marks) = marks {
-            disk.intent.write(&marks)?;
-            disk.lock().intent.end_save(marks, true);
+        if !all_open {
+            disk.save_map()?;
         }
         disk.void.as_ref().map_or(Ok(()), Void::lift)?;
         Ok(disk)
+    }
+
+    fn save_map(&self) -> Result<()> {
+        let Some(marks) = self.lock().intent.begin_save(unix_now()) else { return Ok(()) };
+        self.intent.write(&marks)?;
+        self.lock().intent.end_save(marks, true);
+        Ok(())
     }
 
     /// Goes on where the last run stopped, as far as the verdict allows.
@@ -156,7 +183,13 @@ impl TrackedDisk {
                 tracker.bases = state.bases;
                 match saved {
                     Some((dirty, suspect)) => (tracker.dirty, tracker.suspect) = (dirty, suspect),
-                    None => tracker.suspect_marked(),
+                    None => {
+                        tracing::warn!(
+                            disk = self.label(),
+                            "the saved bitmap is missing or damaged; the marked regions will be compared with the vault"
+                        );
+                        tracker.suspect_marked();
+                    }
                 }
                 Ok(())
             }
@@ -188,6 +221,7 @@ impl TrackedDisk {
 
     /// Makes everything durable and says so, after the last request. The next open goes on where this one stopped.
     pub(crate) fn close(&self) -> Result<()> {
+        self.watch_folder();
         let on = self.backing.path();
         self.sync_backing().map_err(|error| Error::io("sync the disk", on, error))?;
         let mut tracker = self.lock_for_saving();
@@ -221,7 +255,7 @@ impl TrackedDisk {
         self.folder.sync()?;
         state.clean = true;
         state.image = self.backing.identity()?;
-        self.state.write(&state)
+        self.record(&state)
     }
 
     fn bitmap_path(&self) -> PathBuf {
@@ -262,10 +296,14 @@ impl TrackedDisk {
     fn read_log(&self, state: &DiskState) -> Result<Found> {
         let mut found =
             Found { segments: Vec::new(), dirty: DirtyBitmap::new(self.backing.size()), unsure: Vec::new() };
+        let mut torn = 0;
         for mut reader in self.folder.segments()? {
             let header = reader.header().clone();
             let path = reader.path().to_owned();
-            if header.disk != self.id || header.tracking != state.tracking {
+            if header.disk != self.id {
+                return Err(Error::corrupt(path.display().to_string(), "the segment is of another disk"));
+            }
+            if header.tracking != state.tracking {
                 self.folder.retire(&path)?;
                 continue;
             }
@@ -277,6 +315,15 @@ impl TrackedDisk {
                 }
             }
             let object = path.display().to_string();
+            match reader.ending(self.folder.segment_bytes())? {
+                Ending::Clean => {}
+                Ending::Damaged(why) => return Err(Error::corrupt(object, why)),
+                Ending::Torn(extents) => {
+                    extents.iter().for_each(|(start, end)| found.dirty.mark(*start, end - start));
+                    found.unsure.extend(extents);
+                    torn = header.segment;
+                }
+            }
             if reader.records() < applied {
                 let have = reader.records();
                 return Err(Error::corrupt(object, format!("{have} readable records of at least {applied}")));
@@ -293,8 +340,8 @@ impl TrackedDisk {
             });
         }
         // The spare, and an active segment without a write. One with a later segment behind it stays: its first record was
-        // still being written when later ones were complete.
-        while let Some(empty) = found.segments.pop_if(|last| last.records == 0) {
+        // still being written when later ones were complete. So does one with torn records, until what they were about is read back.
+        while let Some(empty) = found.segments.pop_if(|last| last.records == 0 && last.segment != torn) {
             self.folder.retire(&empty.path)?;
         }
         Ok(found)
@@ -335,6 +382,21 @@ impl TrackedDisk {
         let header = Header { log: self.log, segment, disk: self.id, tracking, size: self.backing.size() };
         self.folder.create(header).map(SegmentWriter::over)
     }
+}
+
+/// What the last run recorded; or why that is not known, of a disk that is not new.
+fn remembered(dir: &Path) -> Result<(StateFile, Option<DiskState>, Option<String>)> {
+    let path = dir.join("state");
+    let left = fs::read_dir(dir).map_err(|error| Error::io("list the log folder", dir, error))?;
+    let is_used =
+        |entry: fs::DirEntry| entry.path() != path && entry.metadata().is_ok_and(|meta| meta.len() > 0);
+    let used = left.flatten().any(is_used);
+    let (file, remembered) = StateFile::open(&path)?;
+    Ok(match remembered {
+        Remembered::State(state) => (file, Some(state), None),
+        Remembered::Nothing => (file, None, used.then(|| "the tracking state was lost".to_owned())),
+        Remembered::Damaged(why) => (file, None, Some(format!("the tracking state is damaged: {why}"))),
+    })
 }
 
 /// Sorted, and joined where they touch: a hot block is read back once.

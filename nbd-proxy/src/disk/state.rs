@@ -1,32 +1,18 @@
-//! What a disk's tracking must remember across restarts: one small record, in two slots written in turn.
-//!
-//! ```text
-//! slot, 4096 bytes, two of them
-//!     0   8  magic "LBSTATE1"
-//!     8   8  sequence: the readable slot with the higher one counts
-//!    16   4  length of the record
-//!    20   4  CRC-32C of bytes 8..20 and of the record
-//!    24   …  the record (JSON)
-//! ```
-//!
-//! Both slots are allocated when the file is made, so a full disk cannot stop a write. A write goes to the slot that does
-//! not count and is synced before it is believed: if we die in it, the other slot still says what was true before.
+//! What a disk's tracking must remember across restarts: one small record (JSON), in a file of two `slots` with the magic "LBSTATE1".
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::slots::{Kept, Slots};
 use crate::backing::Identity;
 use crate::tracking::SyncScope;
 use crate::{Error, Kind, Result};
 
 const MAGIC: &[u8; 8] = b"LBSTATE1";
-const SLOT: usize = 4096;
-const HEAD: usize = 24;
+/// Room for the record, in bytes.
+const ROOM: usize = 8 << 10;
 
 /// What is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,95 +43,61 @@ pub struct DiskState {
     pub clean: bool,
 }
 
-/// The file with the two slots.
+/// What the file says.
+#[derive(Debug)]
+pub enum Remembered {
+    /// Nothing was ever written.
+    Nothing,
+    /// What was last durable.
+    State(DiskState),
+    /// It is not known what was; and why.
+    Damaged(String),
+}
+
+/// The file.
 #[derive(Debug)]
 pub struct StateFile {
-    file: File,
+    slots: Slots,
     path: PathBuf,
-    sequence: Mutex<u64>,
-    #[cfg(test)]
-    refusing: std::sync::atomic::AtomicBool,
 }
 
 impl StateFile {
-    /// Opens or makes the file, and reads what it says; `None` if nothing was ever written.
-    pub fn open(path: &Path) -> Result<(Self, Option<DiskState>)> {
-        let remedy = "the folder of the change log (log_dir) must exist and be writable";
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(|error| Error::io("open the tracking state", path, error).remedy(remedy))?;
-        let mut bytes = vec![0; 2 * SLOT];
-        let len =
-            file.metadata().map_err(|error| Error::io("look at the tracking state", path, error))?.len();
-        if len < bytes.len() as u64 {
-            file.write_all_at(&bytes, 0)
-                .and_then(|()| file.sync_all())
-                .map_err(|error| Error::io("allocate the tracking state", path, error).remedy(remedy))?;
-        }
-        file.read_exact_at(&mut bytes, 0)
-            .map_err(|error| Error::io("read the tracking state", path, error))?;
-        let slots = [decode(&bytes[..SLOT]), decode(&bytes[SLOT..])];
-        let written = bytes.iter().any(|byte| *byte != 0);
-        let newest = slots.into_iter().flatten().max_by_key(|(sequence, _)| *sequence);
-        let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        if newest.is_none() && written {
-            return Err(Error::corrupt(
-                path.display().to_string(),
-                "neither slot of the tracking state is readable",
-            )
-            .remedy("remove the file: the disk will be synced again as a whole"));
-        }
-        let state = Self {
-            file,
-            path: path.to_owned(),
-            sequence: Mutex::new(sequence),
-            #[cfg(test)]
-            refusing: std::sync::atomic::AtomicBool::new(false),
+    /// Opens or makes the file, and reads what it says.
+    ///
+    /// # Errors
+    /// A newer version has written it.
+    pub fn open(path: &Path) -> Result<(Self, Remembered)> {
+        let (slots, kept) = Slots::open(path, "tracking state", MAGIC, ROOM)?;
+        let remembered = match kept {
+            Kept::Nothing => Remembered::Nothing,
+            Kept::Damaged(why) => Remembered::Damaged(why),
+            Kept::Record(json) => match serde_json::from_slice(&json) {
+                Ok(state) => Remembered::State(state),
+                Err(error) => Remembered::Damaged(error.to_string()),
+            },
         };
-        let found = newest.map(|(_, json)| serde_json::from_slice(&json)).transpose().map_err(|error| {
-            Error::new(
-                Kind::Corrupt,
-                path.display().to_string(),
-                format!("cannot read the tracking state: {error}"),
-            )
-            .remedy(
-                "was it written by a newer Lifeboat? Use that one, or remove the file to sync the disk again",
-            )
-            .source(error)
-        })?;
-        Ok((state, found))
+        Ok((Self { slots, path: path.to_owned() }, remembered))
     }
 
     /// Writes `state`; durable on return. There is one writer at a time: the thread that changes the disk's mode.
     pub fn write(&self, state: &DiskState) -> Result<()> {
-        #[cfg(test)]
-        if self.refusing.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(Error::new(Kind::Io, self.path.display().to_string(), "the test says no"));
-        }
-        let json = serde_json::to_vec(state).map_err(|error| {
+        self.slots.write(&self.encode(state)?)
+    }
+
+    /// Whether the next open would find the file.
+    pub fn is_in_place(&self) -> bool {
+        self.slots.is_in_place()
+    }
+
+    /// Makes the file again where the next open looks for it.
+    pub fn remake(&self, state: &DiskState) -> Result<()> {
+        self.slots.remake(&self.encode(state)?)
+    }
+
+    fn encode(&self, state: &DiskState) -> Result<Vec<u8>> {
+        serde_json::to_vec(state).map_err(|error| {
             Error::new(Kind::InvalidInput, self.path.display().to_string(), format!("cannot encode: {error}"))
-        })?;
-        let sequence = {
-            let mut sequence = self.sequence.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            *sequence += 1;
-            *sequence
-        };
-        let slot = encode(sequence, &json).ok_or_else(|| {
-            Error::new(Kind::InvalidInput, self.path.display().to_string(), "the record is too long")
-        })?;
-        let at = sequence % 2 * SLOT as u64;
-        self.file
-            .write_all_at(&slot, at)
-            .and_then(|()| self.file.sync_data())
-            .inspect_err(|_| {
-                // The next try goes to the same slot: the other one is the one that counts.
-                *self.sequence.lock().unwrap_or_else(std::sync::PoisonError::into_inner) -= 1;
-            })
-            .map_err(|error| Error::io("write the tracking state", &self.path, error))
+        })
     }
 }
 
@@ -153,27 +105,6 @@ impl StateFile {
 impl StateFile {
     /// Makes every write fail while `refusing`.
     pub fn refuse(&self, refusing: bool) {
-        self.refusing.store(refusing, std::sync::atomic::Ordering::SeqCst);
+        self.slots.refuse(refusing);
     }
-}
-
-fn encode(sequence: u64, json: &[u8]) -> Option<Vec<u8>> {
-    let mut slot = vec![0; SLOT];
-    let len = u32::try_from(json.len()).ok()?;
-    slot[0..8].copy_from_slice(MAGIC);
-    slot[8..16].copy_from_slice(&sequence.to_le_bytes());
-    slot[16..20].copy_from_slice(&len.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&slot[8..20]), json);
-    slot[20..24].copy_from_slice(&crc.to_le_bytes());
-    slot.get_mut(HEAD..HEAD + json.len())?.copy_from_slice(json);
-    Some(slot)
-}
-
-fn decode(slot: &[u8]) -> Option<(u64, Vec<u8>)> {
-    let sequence = u64::from_le_bytes(slot.get(8..16)?.try_into().ok()?);
-    let len = usize::try_from(u32::from_le_bytes(slot.get(16..20)?.try_into().ok()?)).ok()?;
-    let crc = u32::from_le_bytes(slot.get(20..24)?.try_into().ok()?);
-    let json = slot.get(HEAD..HEAD.checked_add(len)?)?;
-    let good = &slot[0..8] == MAGIC && crc == crc32c::crc32c_append(crc32c::crc32c(&slot[8..20]), json);
-    good.then(|| (sequence, json.to_vec()))
 }

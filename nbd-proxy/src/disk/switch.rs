@@ -34,7 +34,6 @@ use super::TrackedDisk;
 use super::intent::Trust;
 use super::state::DiskState;
 use super::tracker::{Mode, Syncing, Tracker};
-use super::void::Void;
 use crate::device::Extent;
 use crate::log::format::MAX_DATA;
 use crate::tracking::{Round, Sync, SyncScope};
@@ -61,7 +60,7 @@ impl TrackedDisk {
         let cause = tracker.cause.clone();
         // Those who wait for an earlier record of the dropped log need wait no longer.
         self.unlock(tracker);
-        let saved = self.state.write(&state).or_else(|error| self.void(&error));
+        let saved = self.record(&state).or_else(|error| self.void(&error));
         let mut tracker = self.lock();
         tracker.saving = false;
         tracker.mode = if saved.is_ok() { Mode::Unlogged } else { Mode::Broken };
@@ -85,7 +84,7 @@ impl TrackedDisk {
     }
 
     /// The state cannot be written: says beside the image that it is void, which the next open reads first.
-    fn void(&self, why: &Error) -> Result<()> {
+    pub(super) fn void(&self, why: &Error) -> Result<()> {
         let void = self.void.as_ref().ok_or_else(|| Error::new(why.kind, &why.object, &why.message))?;
         tracing::error!(disk = self.label(), error = %why, "tracking cannot be recorded; that is noted beside the image");
         void.declare(&why.to_string())
@@ -163,7 +162,7 @@ impl TrackedDisk {
         };
         self.unlock(tracker);
         self.save(&state)?;
-        self.void.as_ref().map_or(Ok(()), Void::lift)?;
+        self.lift_void()?;
         // What was written before we looked may be in the page cache only: a copy of it must not outlive it unmarked.
         if whole && self.sync_backing().is_err() {
             self.mark_all().map_err(|error| Error::io("mark all regions of", self.backing.path(), error))?;
@@ -308,7 +307,7 @@ impl TrackedDisk {
     }
 
     pub(super) fn save(&self, state: &DiskState) -> Result<()> {
-        let saved = self.state.write(state);
+        let saved = self.record(state);
         let mut tracker = self.lock();
         tracker.saving = false;
         self.unlock(tracker);

@@ -107,7 +107,7 @@ pub struct HalfWritten {
 }
 
 /// What a vault would hold: the disks, built from copies and records alone.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Replica {
     /// Disk name to bytes, for comparison with images.
     pub disks: BTreeMap<String, Vec<u8>>,

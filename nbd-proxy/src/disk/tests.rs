@@ -1,5 +1,7 @@
 //! The tracked disk keeps its promises, one disk at a time.
 
+mod damage;
+mod folder;
 mod power;
 mod rounds;
 
