@@ -15,6 +15,7 @@ pub mod resync;
 pub mod run;
 pub mod status;
 pub mod uploader;
+pub mod vault;
 pub mod wait;
 
 use std::path::PathBuf;
@@ -128,6 +129,7 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Resync(args) => resync::run(&context, &args).await,
             Command::Restore(args) => restore::run(&context, &args).await,
             Command::HoldGuest(args) => hold_guest::run(&args).await,
+            Command::Vault(args) => vault::run(&context, &args).await,
             Command::Inspect(args) => inspect::run(&context, &args),
             Command::Demo(args) => demo::run(&context, &args).await,
         }

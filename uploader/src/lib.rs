@@ -10,6 +10,7 @@
 
 pub mod blockmap;
 pub mod changes;
+pub mod check;
 pub mod commit;
 pub mod delta;
 pub mod digest;

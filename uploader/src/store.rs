@@ -16,9 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
+use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{
+    Attribute, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+};
 use serde::{Deserialize, Serialize};
 
 pub use open::{StoreConfig, open};
@@ -82,6 +85,17 @@ pub struct Listed {
     pub key: String,
     /// Its size in bytes.
     pub size: u64,
+}
+
+/// What a store says of an object besides its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// When it was written, by the store's clock.
+    pub modified: Timestamp,
+    /// Names this version of it, where the store keeps several.
+    pub version: Option<String>,
+    /// Where the store keeps it, if it says so.
+    pub storage_class: Option<String>,
 }
 
 /// A place for objects; cheap to clone, clones share their counters.
@@ -196,6 +210,24 @@ impl Store {
         }
         let message = format!("is truncated: {} bytes came where {expected} must be", bytes.len());
         Err(Error::corrupt(self.name_of(key), message))
+    }
+
+    /// What the store says of an object.
+    pub async fn describe(&self, key: &str) -> Result<Described> {
+        self.counters.gets.fetch_add(1, Relaxed);
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        let got = self.inner.get_opts(&Path::from(key), options).await;
+        let got = got.map_err(|e| self.error("look at", key, e))?;
+        let modified = got.meta.last_modified;
+        let modified = Timestamp::new(modified.timestamp(), 0).map_err(|e| {
+            Error::corrupt(
+                self.name_of(key),
+                format!("the store says that it was written at {modified}: {e}"),
+            )
+        })?;
+        let storage_class =
+            got.attributes.get(&Attribute::StorageClass).map(|class| class.as_ref().to_owned());
+        Ok(Described { modified, version: got.meta.version, storage_class })
     }
 
     /// Everything below `folder`, sorted by name.

@@ -1,9 +1,9 @@
 //! A disk whose every write is known: the decorator between the NBD server and the backing.
 //!
 //! Files and their questions: `write` — what happens to a request; `switch` — how logging stops and starts again; `mark` — how
-//! the intent map is kept ahead of the writes; `recover` and `verdict` — what an open finds after a crash; `tracker` and `intent` —
-//! the state behind them, without I/O. `state` and `intent::file` (both over `slots`), `bitmap_file` and `void` are what survives a
-//! restart; `relocate` — what if their folder goes away.
+//! the intent map is kept ahead of the writes; `recover`, `verdict` and `left` — what an open finds after a crash; `tracker` and `intent` —
+//! the state behind them, without I/O. `state` and `intent::file` (both over `slots`), `ends`, `bitmap_file` and `void` are what
+//! survives a restart; `relocate` — what if their folder goes away.
 //!
 //! Invariants, each with the test that holds it:
 //! * An acknowledged write is on the backing and has a record, or is marked in a bitmap of an unlogged stretch
@@ -14,7 +14,9 @@
 //!   (`a_lost_log_is_a_new_stretch`).
 
 mod bitmap_file;
+mod ends;
 mod intent;
+mod left;
 mod mark;
 mod ranges;
 mod recover;
@@ -33,6 +35,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use self::ends::Ends;
 use self::intent::file::IntentFile;
 pub use self::recover::DiskSettings;
 use self::state::StateFile;
@@ -53,6 +56,7 @@ pub struct TrackedDisk {
     name: String,
     backing: Box<dyn Backing>,
     folder: Folder,
+    ends: Ends,
     state: StateFile,
     intent: IntentFile,
     void: Option<Void>,
@@ -133,15 +137,18 @@ impl TrackedDisk {
 
     /// The vault has every segment up to number `last` (0: none), so they go.
     pub(crate) fn release(&self, last: u64) -> Result<()> {
-        let segments = {
+        let (tracking, segments) = {
             let mut tracker = self.lock();
             let frozen = tracker.frozen.take();
             // During a sync what the vault has counts only once the sync's point is committed.
             if let (Some(sync), Some((_, frozen))) = (tracker.sync.as_mut(), frozen) {
                 sync.released.merge(frozen);
             }
-            tracker.take_finished(last)
+            (tracker.tracking, tracker.take_finished(last))
         };
+        if let Some(newest) = segments.last() {
+            self.ends.begin_at(tracking, newest.segment + 1)?;
+        }
         self.folder.retire_oldest(segments.iter().map(|segment| segment.path.as_path()))
     }
 
@@ -165,7 +172,10 @@ impl TrackedDisk {
         let (segment, tracking, epoch) = (tracker.next_segment, tracker.tracking, tracker.epoch);
         drop(tracker);
         let header = Header { log: self.log, segment, disk: self.id, tracking, size: self.backing_size() };
-        let made = self.folder.create(header);
+        let made = self.folder.create(header).and_then(|file| {
+            // Known only when it is there.
+            self.ends.reach(tracking, segment).map(|()| file)
+        });
         let mut tracker = self.lock();
         tracker.making = false;
         let mut stale = None;

@@ -13,11 +13,10 @@
 //! | not clean, another boot or mount | power loss: nothing of the log was synced, every record is void | new stretch, marked regions |
 //! | not clean, after a failed sync | the page cache may show what is not on the disk | it is dropped; new stretch, marked regions |
 //! | not clean, and the intent map is not kept or not readable | nothing tells where the disk may differ | new stretch, whole sync |
-//! | a state that is lost or damaged, or a map that is | what was known is not known | the same |
-//! | a saved bitmap that is lost or damaged | the same | marked regions |
-//! | a segment that is damaged, cut short, of another disk, or missing | the log does not tell everything | new stretch, marked regions |
+//! | a log or a saved bitmap that should go on, and is not whole | its blocks lie in the marked regions | new stretch, marked regions; whole sync if the map is not readable |
+//! | a state file that is lost or damaged | no crash does that | new stretch, whole sync |
+//! | a state file or an intent map of a newer version | it may say what we do not know | refused |
 //! | smaller than before | somebody cut it short | refused |
-//! | a state or a map of a newer version | it may mean what we do not know | refused |
 //!
 //! *Marked regions*: every byte that may differ from any point the vault may hold under one of the state's `bases` lies in a region
 //! that the intent map marks: marks are durable before the first write, and go only when the vault has the region and the
@@ -28,8 +27,9 @@
 //! next point is what the disk is. Cuts that were out are forgotten; their segments join the next cut.
 //!
 //! Killed while opening: before the state file is written nothing has changed but new segments under the same stretch, which say
-//! what is on the backing and so are true in any order behind the old. The intent map is emptied, where it is, only after the state
-//! file says that it is not relied on.
+//! what is on the backing and so are true in any order behind the old, and an intent map that marks no less. What does not count any
+//! more goes only after the state file says so: the log's segments, and the marks that were there when everything begins anew.
+//! A clean close leaves marks that may be unreadable, or were not kept: then all regions are marked before the state file relies on them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,20 +40,21 @@ use uuid::Uuid;
 
 use super::TrackedDisk;
 use super::bitmap_file;
+use super::ends::Ends;
 use super::intent::file::IntentFile;
 use super::intent::{Intent, Marks, Regions};
+use super::left::{FoundLog, Left, Place};
 use super::mark::unix_now;
-use super::state::{DiskState, Remembered, StateFile};
+use super::state::{DiskState, StateFile};
 use super::switch::{end_stretch, give_round_up};
 use super::tracker::{Mode, Syncing, Tracker};
 use super::verdict::{Era, Verdict, judge};
 use super::void::Void;
 use crate::backing::{Access, Backing, RawDisk};
-use crate::bitmap::DirtyBitmap;
+use crate::log::SegmentWriter;
 use crate::log::folder::Folder;
 use crate::log::format::Header;
-use crate::log::{Ending, SegmentWriter};
-use crate::tracking::SegmentRef;
+use crate::tracking::{SegmentRef, SyncScope};
 use crate::{Error, Kind, Result};
 
 /// The largest default for the log of one disk, in bytes.
@@ -77,15 +78,6 @@ pub struct DiskSettings {
     pub log_limit: Option<u64>,
 }
 
-/// The log that goes on, and what must be known of it.
-struct Found {
-    segments: Vec<SegmentRef>,
-    /// What the records cover.
-    dirty: DirtyBitmap,
-    /// Extents of records that may not have reached the backing, as (offset, end).
-    unsure: Vec<(u64, u64)>,
-}
-
 impl TrackedDisk {
     /// Opens and locks a disk of `machine`, and recovers its tracking. `boot` names the host's boot.
     pub(crate) fn open(machine: &str, settings: &DiskSettings, boot: &str) -> Result<Self> {
@@ -102,42 +94,35 @@ impl TrackedDisk {
     ) -> Result<Self> {
         let dir = folder_of(machine, settings)?;
         let size = backing.size();
-        let (state_file, state, damage) = remembered(&dir)?;
-        let id = state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
+        let was_used = is_used(&dir)?;
+        let (state_file, was) = StateFile::open(&dir.join("state"))?;
+        let id = was.state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
         let (intent_file, marks) = IntentFile::open(&dir.join("intent"), id, size)?;
         let void = if is_block_device(backing.path()) { None } else { Void::beside(backing.path()) };
         let noted = void.as_ref().map(Void::read).transpose()?.flatten();
         let limit = settings.log_limit.unwrap_or((size / 2).min(LOG_CEILING));
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
         let folder = Folder::open(&dir, segment_bytes)?;
+        let ends = Ends::open(&dir.join("ends"))?;
         let era = Era::now(boot, [backing.path(), &dir]);
-        let verdict = match damage {
-            Some(why) => {
-                tracing::warn!(folder = %dir.display(), "{why}; tracking starts anew");
-                Verdict::Anew(why)
-            }
-            None => judge(state.as_ref(), noted, &*backing, &era, marks.as_ref())?,
-        };
-        let (tracking, cause) = match (&verdict, &state) {
+        let verdict = judge(&was, noted, &*backing, &era, marks.as_ref())?;
+        let marks = marks.filter(|_| was.state.as_ref().is_some_and(|state| state.intent));
+        let place = Place { folder: &folder, ends: &ends, disk: id, size };
+        let (verdict, left) = place.take_stock(verdict, was.state.as_ref(), marks.is_some())?;
+        let (tracking, cause) = match (&verdict, &was.state) {
             (Verdict::GoOn, Some(state)) => (state.tracking, state.cause.clone()),
             (Verdict::GoOn, None) => (Uuid::new_v4(), String::new()),
             (Verdict::Compare(cause) | Verdict::Anew(cause), _) => (Uuid::new_v4(), cause.clone()),
         };
-        // What goes on without a map that can be relied on may have anything open: all of it is marked, before the state says that
-        // the map counts.
-        let marks = marks.filter(|_| state.as_ref().is_some_and(|state| state.intent));
-        let all_open = verdict == Verdict::GoOn && marks.is_none();
-        let none = Marks { regions: Regions::none(size), until: 0 };
-        let intent = Intent::new(match verdict {
-            Verdict::Anew(_) => none,
-            _ if all_open => Marks { regions: Regions::all(size), until: 0 },
-            _ => marks.unwrap_or(none),
-        });
-        let tracker = Tracker::new(size, tracking, cause, intent, segment_bytes, limit);
+        let anew = matches!(verdict, Verdict::Anew(_));
+        let regions = if anew { Regions::none(size) } else { Regions::all(size) };
+        let marks = marks.filter(|_| !anew).unwrap_or(Marks { regions, until: 0 });
+        let tracker = Tracker::new(size, tracking, cause, Intent::new(marks), segment_bytes, limit);
         let disk = Self {
             machine: machine.to_owned(),
             name: settings.name.clone(),
             folder,
+            ends,
             state: state_file,
             intent: intent_file,
             void,
@@ -150,55 +135,29 @@ impl TrackedDisk {
             changed: Condvar::new(),
             backing,
         };
-        disk.take_up(verdict, state)?;
-        if all_open {
-            disk.save_map()?;
+        if let (Verdict::Anew(cause), true) = (&verdict, was_used) {
+            tracing::warn!(disk = disk.label(), cause, "tracking starts anew; the whole disk will be synced");
         }
-        // From here on the last run's "clean" no longer counts: durable before the first request. The map after the state: see above.
-        let state = disk.state_of(&disk.lock());
-        disk.state.write(&state)?;
-        if !all_open {
-            disk.save_map()?;
-        }
-        disk.void.as_ref().map_or(Ok(()), Void::lift)?;
+        disk.take_up(left, was.state.filter(|_| !anew))?;
+        disk.rely_on_what_was_taken_up(anew)?;
         Ok(disk)
     }
 
-    fn save_map(&self) -> Result<()> {
-        let Some(marks) = self.lock().intent.begin_save(unix_now()) else { return Ok(()) };
-        self.intent.write(&marks)?;
-        self.lock().intent.end_save(marks, true);
-        Ok(())
-    }
-
-    /// Goes on where the last run stopped, as far as the verdict allows.
-    fn take_up(&self, verdict: Verdict, state: Option<DiskState>) -> Result<()> {
-        match (verdict, state) {
-            (Verdict::GoOn, Some(state)) if state.logged => self.resume_log(&state),
-            (Verdict::GoOn, Some(state)) => {
-                self.folder.retire_all()?;
-                let saved =
-                    bitmap_file::load(&self.bitmap_path(), self.id, state.tracking, self.backing.size())?;
+    /// Goes on with what is `left`.
+    fn take_up(&self, left: Left, state: Option<DiskState>) -> Result<()> {
+        let Some(state) = state else { return Ok(()) };
+        self.lock().bases = state.bases;
+        match left {
+            Left::Log(found) => self.resume_log(found, state.sync),
+            Left::Blocks(dirty, suspect) => {
                 let mut tracker = self.lock();
-                tracker.bases = state.bases;
-                match saved {
-                    Some((dirty, suspect)) => (tracker.dirty, tracker.suspect) = (dirty, suspect),
-                    None => {
-                        tracing::warn!(
-                            disk = self.label(),
-                            "the saved bitmap is missing or damaged; the marked regions will be compared with the vault"
-                        );
-                        tracker.suspect_marked();
-                    }
-                }
+                (tracker.dirty, tracker.suspect) = (dirty, suspect);
                 Ok(())
             }
-            (Verdict::Compare(cause), Some(state)) => {
-                self.folder.retire_all()?;
+            Left::Marks => {
                 let mut tracker = self.lock();
-                tracker.bases = state.bases;
                 tracker.suspect_marked();
-                let bytes = tracker.dirty_bytes();
+                let (cause, bytes) = (tracker.cause.clone(), tracker.dirty_bytes());
                 tracing::warn!(
                     disk = self.label(),
                     cause,
@@ -207,16 +166,35 @@ impl TrackedDisk {
                 );
                 Ok(())
             }
-            (Verdict::Anew(cause), Some(_)) => {
-                tracing::warn!(
-                    disk = self.label(),
-                    cause,
-                    "tracking starts anew; the whole disk will be synced"
-                );
-                self.folder.retire_all()
-            }
-            _ => self.folder.retire_all(),
+            Left::Nothing => Ok(()),
         }
+    }
+
+    /// From here on the last run's "clean" no longer counts: durable before the first request. The order is explained above.
+    fn rely_on_what_was_taken_up(&self, anew: bool) -> Result<()> {
+        if !anew {
+            self.save_marks_at_open()?;
+        }
+        let (state, logged) = {
+            let tracker = self.lock();
+            (self.state_of(&tracker), tracker.mode == Mode::Logged)
+        };
+        self.state.write(&state)?;
+        if anew {
+            self.save_marks_at_open()?;
+        }
+        if !logged {
+            self.folder.retire_all()?;
+        }
+        self.lift_void()
+    }
+
+    fn save_marks_at_open(&self) -> Result<()> {
+        let marks = self.lock().intent.begin_save(unix_now());
+        let Some(marks) = marks else { return Ok(()) };
+        self.intent.write(&marks)?;
+        self.lock().intent.end_save(marks, true);
+        Ok(())
     }
 
     /// Makes everything durable and says so, after the last request. The next open goes on where this one stopped.
@@ -250,101 +228,34 @@ impl TrackedDisk {
             fs::File::open(&segment.path).and_then(|file| file.sync_data()).map_err(sync)?;
         }
         if let Some((dirty, suspect)) = unlogged {
-            bitmap_file::save(&self.bitmap_path(), self.id, state.tracking, &dirty, suspect)?;
+            bitmap_file::save(&self.folder.path().join("bitmap"), self.id, state.tracking, &dirty, suspect)?;
         }
+        self.ends.sync()?;
         self.folder.sync()?;
         state.clean = true;
         state.image = self.backing.identity()?;
         self.record(&state)
     }
 
-    fn bitmap_path(&self) -> PathBuf {
-        self.folder.path().join("bitmap")
-    }
-
-    fn resume_log(&self, state: &DiskState) -> Result<()> {
-        let found = match self.read_log(state) {
-            Ok(found) => found,
-            Err(error) if error.kind == Kind::Corrupt => {
-                tracing::warn!(disk = self.label(), %error, "the change log is damaged; the marked regions will be compared with the vault");
-                {
-                    // What the log would have told lies in the marked regions, like everything that the vault may lack.
-                    let mut tracker = self.lock();
-                    tracker.tracking = Uuid::new_v4();
-                    tracker.cause = format!("change log damaged: {error}");
-                    tracker.bases.clone_from(&state.bases);
-                    tracker.suspect_marked();
-                }
-                return self.folder.retire_all();
-            }
-            Err(error) => return Err(error),
-        };
+    fn resume_log(&self, found: FoundLog, sync: Option<SyncScope>) -> Result<()> {
         let mut segments = found.segments;
-        self.lock().next_segment = segments.last().map_or(1, |last| last.segment + 1);
+        self.lock().next_segment = found.next;
         segments.extend(self.read_back(&found.unsure)?);
         self.make_spare()?;
         let mut tracker = self.lock();
         tracker.dirty.merge(found.dirty);
         let Some(spare) = tracker.spare.take() else { return Err(self.not_logged(&tracker)) };
+        let made = spare.header().segment;
         tracker.start_log(spare, segments);
         tracker.mode = Mode::Logged;
-        tracker.sync = state.sync.map(|scope| Syncing::new(scope, None, None, self.backing.size()));
-        Ok(())
-    }
-
-    /// What the segments in the folder say. `Corrupt` if they cannot be all that was logged.
-    fn read_log(&self, state: &DiskState) -> Result<Found> {
-        let mut found =
-            Found { segments: Vec::new(), dirty: DirtyBitmap::new(self.backing.size()), unsure: Vec::new() };
-        let mut torn = 0;
-        for mut reader in self.folder.segments()? {
-            let header = reader.header().clone();
-            let path = reader.path().to_owned();
-            if header.disk != self.id {
-                return Err(Error::corrupt(path.display().to_string(), "the segment is of another disk"));
-            }
-            if header.tracking != state.tracking {
-                self.folder.retire(&path)?;
-                continue;
-            }
-            let applied = reader.applied();
-            while let Some(record) = reader.next_record()? {
-                found.dirty.mark(record.offset, record.len);
-                if reader.records() > applied {
-                    found.unsure.push((record.offset, record.offset + record.len));
-                }
-            }
-            let object = path.display().to_string();
-            match reader.ending(self.folder.segment_bytes())? {
-                Ending::Clean => {}
-                Ending::Damaged(why) => return Err(Error::corrupt(object, why)),
-                Ending::Torn(extents) => {
-                    extents.iter().for_each(|(start, end)| found.dirty.mark(*start, end - start));
-                    found.unsure.extend(extents);
-                    torn = header.segment;
-                }
-            }
-            if reader.records() < applied {
-                let have = reader.records();
-                return Err(Error::corrupt(object, format!("{have} readable records of at least {applied}")));
-            }
-            if found.segments.last().is_some_and(|last| last.segment + 1 != header.segment) {
-                return Err(Error::corrupt(object, "an earlier segment of the log is missing"));
-            }
-            found.segments.push(SegmentRef {
-                path,
-                log: header.log,
-                segment: header.segment,
-                records: reader.records(),
-                bytes: reader.position(),
-            });
-        }
-        // The spare, and an active segment without a write. One with a later segment behind it stays: its first record was
-        // still being written when later ones were complete. So does one with torn records, until what they were about is read back.
-        while let Some(empty) = found.segments.pop_if(|last| last.records == 0 && last.segment != torn) {
-            self.folder.retire(&empty.path)?;
-        }
-        Ok(found)
+        tracker.sync = sync.map(|scope| Syncing::new(scope, None, None, self.backing.size()));
+        drop(tracker);
+        // Those in between have been replaced.
+        found
+            .empty
+            .iter()
+            .filter(|(number, _)| *number > made)
+            .try_for_each(|(_, path)| self.folder.retire(path))
     }
 
     /// Records what is really on the backing in `ranges`, in new segments.
@@ -384,19 +295,10 @@ impl TrackedDisk {
     }
 }
 
-/// What the last run recorded; or why that is not known, of a disk that is not new.
-fn remembered(dir: &Path) -> Result<(StateFile, Option<DiskState>, Option<String>)> {
-    let path = dir.join("state");
-    let left = fs::read_dir(dir).map_err(|error| Error::io("list the log folder", dir, error))?;
-    let is_used =
-        |entry: fs::DirEntry| entry.path() != path && entry.metadata().is_ok_and(|meta| meta.len() > 0);
-    let used = left.flatten().any(is_used);
-    let (file, remembered) = StateFile::open(&path)?;
-    Ok(match remembered {
-        Remembered::State(state) => (file, Some(state), None),
-        Remembered::Nothing => (file, None, used.then(|| "the tracking state was lost".to_owned())),
-        Remembered::Damaged(why) => (file, None, Some(format!("the tracking state is damaged: {why}"))),
-    })
+/// Whether something was ever recorded in the disk's own folder: then it is no new disk, whatever is missing now.
+fn is_used(dir: &Path) -> Result<bool> {
+    let entries = fs::read_dir(dir).map_err(|error| Error::io("list the log folder", dir, error))?;
+    Ok(entries.flatten().any(|entry| entry.metadata().is_ok_and(|meta| meta.len() > 0)))
 }
 
 /// Sorted, and joined where they touch: a hot block is read back once.

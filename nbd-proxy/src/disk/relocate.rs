@@ -56,6 +56,7 @@ impl TrackedDisk {
             Error::io("make the change log's folder again", dir, error)
                 .remedy("set log_dir to a folder on a local file system that stays, and restart the proxy")
         })?;
+        self.ends.remake()?;
         self.remake_intent()?;
         self.state.remake(state)?;
         self.folder.sync()

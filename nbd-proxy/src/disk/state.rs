@@ -45,13 +45,11 @@ pub struct DiskState {
 
 /// What the file says.
 #[derive(Debug)]
-pub enum Remembered {
-    /// Nothing was ever written.
-    Nothing,
-    /// What was last durable.
-    State(DiskState),
-    /// It is not known what was; and why.
-    Damaged(String),
+pub struct FoundState {
+    /// What was last durable, if that is known.
+    pub state: Option<DiskState>,
+    /// It is not known what was last written.
+    pub damaged: bool,
 }
 
 /// The file.
@@ -66,17 +64,20 @@ impl StateFile {
     ///
     /// # Errors
     /// A newer version has written it.
-    pub fn open(path: &Path) -> Result<(Self, Remembered)> {
+    pub fn open(path: &Path) -> Result<(Self, FoundState)> {
         let (slots, kept) = Slots::open(path, "tracking state", MAGIC, ROOM)?;
-        let remembered = match kept {
-            Kept::Nothing => Remembered::Nothing,
-            Kept::Damaged(why) => Remembered::Damaged(why),
+        let (state, damage) = match kept {
+            Kept::Nothing => (None, None),
+            Kept::Damaged(why) => (None, Some(why)),
             Kept::Record(json) => match serde_json::from_slice(&json) {
-                Ok(state) => Remembered::State(state),
-                Err(error) => Remembered::Damaged(error.to_string()),
+                Ok(state) => (Some(state), None),
+                Err(error) => (None, Some(error.to_string())),
             },
         };
-        Ok((Self { slots, path: path.to_owned() }, remembered))
+        if let Some(why) = &damage {
+            tracing::warn!(path = %path.display(), "the tracking state is damaged: {why}");
+        }
+        Ok((Self { slots, path: path.to_owned() }, FoundState { state, damaged: damage.is_some() }))
     }
 
     /// Writes `state`; durable on return. There is one writer at a time: the thread that changes the disk's mode.

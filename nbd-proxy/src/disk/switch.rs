@@ -258,6 +258,7 @@ impl TrackedDisk {
             return Ok(());
         }
         let Some(spare) = tracker.spare.take() else { return Err(self.not_logged(&tracker)) };
+        let first = spare.header().segment;
         tracker.start_log(spare, Vec::new());
         tracker.mode = Mode::Starting;
         let epoch = tracker.epoch;
@@ -279,8 +280,9 @@ impl TrackedDisk {
             (None, None) => Syncing::new(SyncScope::Whole, None, None, size),
         });
         tracker.mode = Mode::Logged;
+        let tracking = tracker.tracking;
         self.unlock(tracker);
-        Ok(())
+        self.ends.begin_at(tracking, first)
     }
 
     fn current_sync<'a>(&self, tracker: &'a Tracker, tracking: Uuid) -> Result<&'a Syncing> {

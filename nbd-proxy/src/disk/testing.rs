@@ -252,7 +252,9 @@ impl FailingDisk {
             None => Some(5),
             Some(log) => {
                 let mut files = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().file_name());
-                files.any(|name| !name.eq("state") && !name.eq("intent")).then_some(28)
+                files
+                    .any(|name| [".seg", ".blank"].iter().any(|end| name.to_string_lossy().ends_with(end)))
+                    .then_some(28)
             }
         }
     }

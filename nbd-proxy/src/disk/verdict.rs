@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::intent::Marks;
-use super::state::DiskState;
+use super::state::FoundState;
 use crate::backing::Backing;
 use crate::tracking::SyncScope;
 use crate::{Error, Kind, Result};
@@ -55,7 +55,7 @@ pub enum Verdict {
 /// # Errors
 /// The disk has shrunk. Refused before anything is changed.
 pub fn judge(
-    state: Option<&DiskState>,
+    was: &FoundState,
     void: Option<String>,
     backing: &dyn Backing,
     era: &Era,
@@ -63,7 +63,13 @@ pub fn judge(
 ) -> Result<Verdict> {
     let now = backing.found();
     let anew = |cause: &str| Ok(Verdict::Anew(cause.to_owned()));
-    let Some(state) = state else { return anew("new disk, or the state of its tracking was lost") };
+    let Some(state) = &was.state else {
+        return anew(if was.damaged {
+            "the state of its tracking is damaged"
+        } else {
+            "new disk, or the state of its tracking was lost"
+        });
+    };
     if now.size < state.image.size {
         return Err(shrunk(backing.path(), state.image.size, now.size));
     }

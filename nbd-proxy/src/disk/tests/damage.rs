@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{BOOT, SIZE};
+use crate::backing::{Access, Backing as _, RawDisk};
+use crate::disk::state::StateFile;
 use crate::disk::testing::{Replica, contents, machine, write};
 use crate::machine::{Machine, MachineSettings};
 use crate::tracking::SyncScope;
@@ -70,12 +72,20 @@ impl Past {
         found.map(|(path, bytes)| (path.clone(), bytes.clone())).unwrap()
     }
 
-    /// The folder as it was left, but for `path`, which holds `bytes`, or is gone.
-    fn with(&self, path: &Path, bytes: Option<&[u8]>) {
+    /// The folder as it was left, but for `path`, of whose bytes `change` says what it holds, or that it is gone.
+    fn with(&self, path: &Path, change: impl Fn(&[u8]) -> Option<Vec<u8>>) {
         let _ = std::fs::remove_dir_all(self.folder());
         std::fs::create_dir_all(self.folder()).unwrap();
         self.files.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
-        match bytes {
+        let (file, was) = StateFile::open(&self.folder().join("state")).unwrap();
+        let mut state = was.state.unwrap();
+        if state.clean {
+            // The rows before this one have opened the image, which shows.
+            state.image =
+                RawDisk::open(&self.dir.path().join("d.img"), Access::ReadOnly).unwrap().identity().unwrap();
+            file.write(&state).unwrap();
+        }
+        match change(&std::fs::read(path).unwrap()) {
             Some(bytes) => std::fs::write(path, bytes).unwrap(),
             None => std::fs::remove_file(path).unwrap(),
         }
@@ -107,20 +117,20 @@ fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
 fn a_damaged_segment_costs_the_marked_regions_and_never_a_write() {
     for left in [Left::Killed, Left::Closed] {
         let past = Past::new(left);
-        let (path, bytes) = past.file(".seg");
+        let (path, _) = past.file(".seg");
         let records = 4096..4096 + 4 * 1240;
-        let row = |bytes: Option<&[u8]>, what: &str| {
-            past.with(&path, bytes);
+        let row = |change: &dyn Fn(&[u8]) -> Option<Vec<u8>>, what: &str| {
+            past.with(&path, change);
             let (scopes, cause) = past.follow(BOOT, what).unwrap();
             assert!(scopes.is_empty() || scopes == [SyncScope::Marked], "{left:?}: {what}: {scopes:?}");
             assert!(scopes.is_empty() || cause.contains("damaged"), "{what}: {cause}");
             scopes.is_empty()
         };
-        assert!(row(Some(&bytes), "as it was left"), "no sync");
+        assert!(row(&|bytes| Some(bytes.to_vec()), "as it was left"), "no sync");
         let headers = (0..4).flat_map(|record| (0..40).map(move |at| 4096 + record * 1240 + at));
         let data = (0..4).flat_map(|record| [40, 41, 700, 1239].map(|at| 4096 + record * 1240 + at));
         for at in (0..104).step_by(3).chain(512..524).chain(headers).chain(data) {
-            row(Some(&flipped(&bytes, at)), &format!("byte {at} of a segment is wrong"));
+            row(&|bytes| Some(flipped(bytes, at)), &format!("byte {at} of a segment is wrong"));
         }
         for len in [
             0,
@@ -135,12 +145,13 @@ fn a_damaged_segment_costs_the_marked_regions_and_never_a_write() {
             records.end,
             records.end + 40,
         ] {
-            let costs = !row(Some(&bytes[..len]), &format!("a segment is cut to {len} bytes"));
+            let costs =
+                !row(&|bytes| Some(bytes[..len].to_vec()), &format!("a segment is cut to {len} bytes"));
             assert!(costs || len >= records.end, "cut to {len}: it was not noticed");
         }
-        assert!(!row(Some(&Past::new(left).file(".seg").1), "a segment of another disk"));
-        let newer = [b"LBSEGMT2", &bytes[8..]].concat();
-        assert!(!row(Some(&newer), "a segment of a newer version"));
+        let other = Past::new(left).file(".seg").1;
+        assert!(!row(&|_| Some(other.clone()), "a segment of another disk"));
+        assert!(!row(&|bytes| Some([b"LBSEGMT2", &bytes[8..]].concat()), "a segment of a newer version"));
     }
 }
 
@@ -150,11 +161,11 @@ fn a_damaged_state_is_said_and_costs_a_whole_sync_or_nothing() {
         let past = Past::new(left);
         let (path, bytes) = past.file("/state");
         let usual = {
-            past.with(&path, Some(&bytes));
+            past.with(&path, |bytes| Some(bytes.to_vec()));
             past.follow(BOOT, "as it was left").unwrap().0
         };
-        let row = |bytes: Option<&[u8]>, what: &str| {
-            past.with(&path, bytes);
+        let row = |change: &dyn Fn(&[u8]) -> Option<Vec<u8>>, what: &str| {
+            past.with(&path, change);
             let (scopes, cause) = past.follow(BOOT, what).unwrap();
             let whole = scopes == [SyncScope::Whole];
             assert!(whole || scopes == usual, "{left:?}: {what}: {scopes:?}");
@@ -163,13 +174,13 @@ fn a_damaged_state_is_said_and_costs_a_whole_sync_or_nothing() {
             whole
         };
         for at in (0..bytes.len()).step_by(211).chain((0..24).map(|at| bytes.len() / 2 + at)) {
-            row(Some(&flipped(&bytes, at)), &format!("byte {at} of the state is wrong"));
+            row(&|bytes| Some(flipped(bytes, at)), &format!("byte {at} of the state is wrong"));
         }
         for len in [0, 1, 512, bytes.len() / 2, bytes.len() - 1] {
-            assert!(row(Some(&bytes[..len]), &format!("the state is cut to {len} bytes")));
+            assert!(row(&|bytes| Some(bytes[..len].to_vec()), &format!("the state is cut to {len} bytes")));
         }
-        assert!(row(None, "the state is gone"));
-        assert!(row(Some(&Past::new(left).file("/state").1), "another disk's state"));
+        assert!(row(&|_| None, "the state is gone"));
+        assert!(row(&|_| Some(Past::new(left).file("/state").1), "another disk's state"));
     }
 }
 
@@ -178,48 +189,65 @@ fn a_damaged_intent_map_is_said_and_costs_a_whole_sync_or_nothing() {
     let past = Past::new(Left::Killed);
     let (path, bytes) = past.file("/intent");
     // The host has lost power: the log is void, and the map is what counts.
-    let row = |bytes: Option<&[u8]>, what: &str| {
-        past.with(&path, bytes);
+    let row = |change: &dyn Fn(&[u8]) -> Option<Vec<u8>>, what: &str| {
+        past.with(&path, change);
         let (scopes, cause) = past.follow("another boot", what).unwrap();
         let whole = scopes == [SyncScope::Whole];
         assert!(whole || scopes == [SyncScope::Marked], "{what}: {scopes:?}");
         assert!(!whole || cause.contains("intent map is not readable"), "{what}: {cause}");
         whole
     };
-    assert!(!row(Some(&bytes), "as it was left"));
+    assert!(!row(&|bytes| Some(bytes.to_vec()), "as it was left"));
     for at in (0..bytes.len()).step_by(101).chain((0..64).map(|at| bytes.len() / 2 + at)) {
-        row(Some(&flipped(&bytes, at)), &format!("byte {at} of the intent map is wrong"));
+        row(&|bytes| Some(flipped(bytes, at)), &format!("byte {at} of the intent map is wrong"));
     }
     for len in [0, 1, 512, bytes.len() / 2, bytes.len() - 1] {
-        assert!(row(Some(&bytes[..len]), &format!("the intent map is cut to {len} bytes")));
+        assert!(row(&|bytes| Some(bytes[..len].to_vec()), &format!("the intent map is cut to {len} bytes")));
     }
-    assert!(row(None, "the intent map is gone"));
-    assert!(row(Some(&Past::new(Left::Killed).file("/intent").1), "another disk's map"));
+    assert!(row(&|_| None, "the intent map is gone"));
+    assert!(row(&|_| Some(Past::new(Left::Killed).file("/intent").1), "another disk's map"));
 }
 
 #[test]
 fn a_damaged_bitmap_costs_the_marked_regions() {
     let past = Past::new(Left::Unlogged);
     let (path, bytes) = past.file("/bitmap");
-    let row = |bytes: Option<&[u8]>, what: &str| {
-        past.with(&path, bytes);
+    let row = |change: &dyn Fn(&[u8]) -> Option<Vec<u8>>, what: &str| {
+        past.with(&path, change);
         past.follow(BOOT, what).unwrap().0
     };
-    assert_eq!(row(Some(&bytes), "as it was left"), [SyncScope::Dirty]);
+    assert_eq!(row(&|bytes| Some(bytes.to_vec()), "as it was left"), [SyncScope::Dirty]);
     for at in 0..bytes.len() {
-        let scopes = row(Some(&flipped(&bytes, at)), &format!("byte {at} of the bitmap is wrong"));
+        let scopes = row(&|bytes| Some(flipped(bytes, at)), &format!("byte {at} of the bitmap is wrong"));
         assert_eq!(scopes, [SyncScope::Marked], "byte {at}");
     }
     for len in [0, 1, 63, 64, bytes.len() - 16, bytes.len() - 1] {
         assert_eq!(
-            row(Some(&bytes[..len]), &format!("the bitmap is cut to {len} bytes")),
+            row(&|bytes| Some(bytes[..len].to_vec()), &format!("the bitmap is cut to {len} bytes")),
             [SyncScope::Marked]
         );
     }
-    assert_eq!(row(None, "the bitmap is gone"), [SyncScope::Marked]);
+    assert_eq!(row(&|_| None, "the bitmap is gone"), [SyncScope::Marked]);
     let other = Past::new(Left::Unlogged).file("/bitmap").1;
-    assert_eq!(row(Some(&other), "another disk's bitmap"), [SyncScope::Marked]);
-    assert_eq!(row(Some(&[b"LBBITMA2", &bytes[8..]].concat()), "a newer version's"), [SyncScope::Marked]);
+    assert_eq!(row(&|_| Some(other.clone()), "another disk's bitmap"), [SyncScope::Marked]);
+    assert_eq!(
+        row(&|bytes| Some([b"LBBITMA2", &bytes[8..]].concat()), "a newer version's"),
+        [SyncScope::Marked]
+    );
+}
+
+#[test]
+fn damaged_ends_of_the_log_cost_the_marked_regions() {
+    let past = Past::new(Left::Killed);
+    let (path, bytes) = past.file("/ends");
+    for at in 0..bytes.len() {
+        past.with(&path, |bytes| Some(flipped(bytes, at)));
+        let (scopes, cause) = past.follow(BOOT, &format!("byte {at} of the ends is wrong")).unwrap();
+        assert!(
+            scopes.is_empty() || scopes == [SyncScope::Marked] && cause.contains("damaged"),
+            "{scopes:?} {cause}"
+        );
+    }
 }
 
 #[test]
@@ -241,12 +269,12 @@ fn a_folder_of_another_disk_is_not_believed() {
 fn files_of_a_newer_version_refuse_the_start_and_are_left_alone() {
     let past = Past::new(Left::Closed);
     for name in ["/state", "/intent"] {
-        let (path, mut bytes) = past.file(name);
-        let slot = bytes.len() / 2;
-        for sector in bytes[..slot].chunks_mut(512) {
-            sector[7] = b'2';
-        }
-        past.with(&path, Some(&bytes));
+        let (path, _) = past.file(name);
+        past.with(&path, |bytes| {
+            let mut newer = bytes.to_vec();
+            newer[..bytes.len() / 2].chunks_mut(512).for_each(|sector| sector[7] = b'2');
+            Some(newer)
+        });
         let before = files(&past.folder());
         let error = Machine::open_in(&past.settings, BOOT).unwrap_err();
         assert_eq!(error.kind, Kind::InvalidInput, "{error}");
@@ -262,9 +290,8 @@ fn files_of_a_newer_version_refuse_the_start_and_are_left_alone() {
 fn a_map_that_is_lost_over_a_restart_marks_everything() {
     for left in [Left::Killed, Left::Closed] {
         let past = Past::new(left);
-        let (path, bytes) = past.file("/intent");
-        past.with(&path, Some(&flipped(&bytes, bytes.len() / 2 + 100)));
-        past.with(&path, Some(&flipped(&flipped(&bytes, 100), bytes.len() / 2 + 100)));
+        let (path, _) = past.file("/intent");
+        past.with(&path, |bytes| Some(flipped(&flipped(bytes, 100), bytes.len() / 2 + 100)));
         drop(Machine::open_in(&past.settings, BOOT).unwrap());
         let (scopes, _) = past.follow("another boot", "the map was lost, then power").unwrap();
         assert!(scopes == [SyncScope::Marked] || scopes == [SyncScope::Whole], "{left:?}: {scopes:?}");

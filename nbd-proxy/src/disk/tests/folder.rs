@@ -134,6 +134,7 @@ fn a_cut_that_finds_no_place_for_a_segment_ends_the_log() {
     let (mut stage, running) = Stage::new();
     running.disk("d").unwrap().lock().spare = None;
     std::fs::remove_dir_all(stage.path("logs/lifeboat-logs")).unwrap();
+    assert_eq!(running.cut().unwrap_err().kind, Kind::NotFound);
     assert_eq!(running.cut().unwrap_err().kind, Kind::NotReady);
     assert!(running.info().disks[0].cause.contains("no new log segment"), "{:?}", running.info());
     stage.follows(&running, &[SyncScope::Dirty]);

@@ -31,7 +31,12 @@ enum Step {
     Kill,
     Close,
     PowerLoss(u64),
+    /// The proxy is down, after a clean close or not, and somebody takes a file of its folder away.
+    Vanishes(bool, &'static str),
 }
+
+/// Files of the folder: by name, or of the segments the first, the last or all.
+const FILES: [&str; 7] = ["state", "intent", "ends", "bitmap", "first", "last", "all"];
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
@@ -48,6 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Kill),
         1 => Just(Step::Close),
         3 => any::<u64>().prop_map(Step::PowerLoss),
+        3 => (any::<bool>(), 0..FILES.len()).prop_map(|(clean, which)| Step::Vanishes(clean, FILES[which])),
     ]
 }
 
@@ -126,7 +132,31 @@ impl Host {
                 self.open();
             }
             Step::PowerLoss(seed) => self.lose_power(*seed),
+            Step::Vanishes(clean, which) => {
+                if *clean {
+                    drop(self.machine().close());
+                }
+                self.machine = None;
+                self.take_away(which);
+                self.open();
+            }
         }
+    }
+
+    fn take_away(&self, which: &str) {
+        let folder = self.dir.path().join("lifeboat-logs/m/d");
+        let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut segments: Vec<_> =
+            names.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
+        segments.sort();
+        let gone = match which {
+            "first" => segments.drain(..1.min(segments.len())).collect(),
+            "last" => segments.pop().into_iter().collect(),
+            "all" => segments,
+            name => vec![folder.join(name)],
+        };
+        // A bitmap is there only at times.
+        gone.iter().for_each(|path| drop(std::fs::remove_file(path)));
     }
 
     /// The next point is the disk, byte for byte.
@@ -216,5 +246,61 @@ fn when_neither_can_be_recorded_a_note_beside_the_image_voids_them() {
     assert!(host.machine().info().disks[0].cause.contains("could not be recorded"));
     assert!(!host.dir.path().join(".d.img.lifeboat-void").exists(), "lifted once the state is right again");
     assert_eq!(replica.cycle(host.machine()).unwrap(), [SyncScope::Whole]);
+    host.check(&mut replica);
+}
+
+#[test]
+fn a_log_that_is_not_all_there_is_never_taken_for_whole() {
+    for (clean, which) in FILES.iter().flat_map(|which| [(false, *which), (true, *which)]) {
+        let mut host = Host::new();
+        let mut replica = Replica::default();
+        host.check(&mut replica);
+        // Over several segments, and the last of them without a record.
+        for at in 0..13 {
+            write(host.disk(), at << 20, &[7; 1 << 20]).unwrap();
+            drop(host.machine().cut());
+        }
+        host.apply(&Step::Vanishes(clean, which), &mut replica);
+        let logged = host.machine().info().disks[0].logged;
+        let harmless = match which {
+            "intent" => clean,
+            "bitmap" => true,
+            _ => false,
+        };
+        assert_eq!(logged, harmless, "{which} gone, clean {clean}");
+        host.check(&mut replica);
+    }
+}
+
+#[test]
+fn without_the_marks_a_clean_disk_goes_on_with_all_of_it_marked() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    host.check(&mut replica);
+    write(host.disk(), 5_000_000, &[1; 4096]).unwrap();
+    host.apply(&Step::Vanishes(true, "intent"), &mut replica);
+    assert!(host.machine().info().disks[0].logged);
+    // The log with that write is void now, and it stands in no other place.
+    host.lose_power(2);
+    assert_eq!(replica.cycle(host.machine()).unwrap(), [SyncScope::Marked]);
+    host.check(&mut replica);
+}
+
+#[test]
+fn a_damaged_log_stays_damaged_until_the_state_says_that_it_does_not_count() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    host.check(&mut replica);
+    (0..13).for_each(|at| write(host.disk(), at << 20, &[7; 1 << 20]).unwrap());
+    host.machine = None;
+    host.take_away("first");
+    // The next open dies right before it would write its state.
+    let state = host.dir.path().join("lifeboat-logs/m/d/state");
+    let before = std::fs::read(&state).unwrap();
+    host.open();
+    host.machine = None;
+    std::fs::write(&state, before).unwrap();
+    host.open();
+    assert!(!host.machine().info().disks[0].logged);
     host.check(&mut replica);
 }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::super::intent::Regions;
+use super::super::state::DiskState;
 use super::*;
 use crate::backing::{Access, RawDisk};
 
@@ -43,7 +44,11 @@ impl Left {
 
     fn verdict(&self) -> Result<Verdict> {
         let disk = RawDisk::open(&self.path(), Access::ReadWrite).unwrap();
-        judge(Some(&self.state), None, &disk, &self.era, self.marks.as_ref())
+        judge(&self.found(), None, &disk, &self.era, self.marks.as_ref())
+    }
+
+    fn found(&self) -> FoundState {
+        FoundState { state: Some(self.state.clone()), damaged: false }
     }
 }
 
@@ -108,6 +113,6 @@ fn a_grown_disk_is_taken_and_a_shrunk_one_refused_with_advice() {
 fn a_note_beside_the_image_goes_before_everything() {
     let left = Left::new();
     let disk = RawDisk::open(&left.path(), Access::ReadWrite).unwrap();
-    let verdict = judge(Some(&left.state), Some("why".to_owned()), &disk, &left.era, left.marks.as_ref());
+    let verdict = judge(&left.found(), Some("why".to_owned()), &disk, &left.era, left.marks.as_ref());
     assert!(matches!(verdict.unwrap(), Verdict::Anew(cause) if cause.contains("why")));
 }
