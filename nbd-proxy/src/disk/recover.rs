@@ -100,7 +100,7 @@ impl TrackedDisk {
         let (intent_file, marks) = IntentFile::open(&dir.join("intent"), id, size)?;
         let void = if is_block_device(backing.path()) { None } else { Void::beside(backing.path()) };
         let noted = void.as_ref().map(Void::read).transpose()?.flatten();
-        let limit = settings.log_limit.unwrap_or((size / 2).min(LOG_CEILING));
+        let limit = settings.log_limit.unwrap_or_else(|| default_log_limit(size));
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
         let folder = Folder::open(&dir, segment_bytes)?;
         let ends = Ends::open(&dir.join("ends"))?;
@@ -293,6 +293,11 @@ impl TrackedDisk {
         let header = Header { log: self.log, segment, disk: self.id, tracking, size: self.backing.size() };
         self.folder.create(header).map(SegmentWriter::over)
     }
+}
+
+/// Of a disk of `size` bytes.
+pub(super) fn default_log_limit(size: u64) -> u64 {
+    (size / 2).min(LOG_CEILING)
 }
 
 /// Whether something was ever recorded in the disk's own folder: then it is no new disk, whatever is missing now.

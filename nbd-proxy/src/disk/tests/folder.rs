@@ -2,6 +2,7 @@
 
 use super::{BOOT, SIZE};
 use crate::Kind;
+use crate::disk::recover::default_log_limit;
 use crate::disk::testing::{Replica, contents, machine, settings, write};
 use crate::machine::{Machine, MachineSettings};
 use crate::tracking::SyncScope;
@@ -157,6 +158,13 @@ fn a_log_dir_that_is_no_folder_is_refused_by_name() {
     let settings = MachineSettings { name: "m".to_owned(), disks: vec![disk] };
     let error = Machine::open_in(&settings, BOOT).unwrap_err();
     assert!(error.object.contains("lifeboat-logs") && error.remedy.contains("log_dir"), "{error}");
+}
+
+#[test]
+fn a_log_takes_half_its_disk_and_never_more_than_64_gib() {
+    assert_eq!(default_log_limit(10 << 30), 5 << 30);
+    assert_eq!(default_log_limit(128 << 30), 64 << 30);
+    assert_eq!(default_log_limit(100 << 40), 64 << 30);
 }
 
 /// On disk, the log takes no more than its limit and the segment made ahead, whatever is kept for reuse.
