@@ -46,7 +46,8 @@ pub const MAX_CONNECTIONS_RANGE: RangeInclusive<usize> = 1..=65536;
 /// `proxy.handshake_timeout`.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What `proxy.handshake_timeout` may be.
-pub const HANDSHAKE_TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
+pub const HANDSHAKE_TIMEOUT_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(300);
 /// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 

@@ -31,7 +31,8 @@ pub fn validate(path: &Path, file: File) -> Result<Config> {
     }
     let tls = file.tls.map(|raw| tls(path, raw)).transpose()?;
     let proxy = proxy(path, &file.proxy)?;
-    let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, proxy, machines };
+    let config =
+        Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, proxy, machines };
     no_shared_sockets(&config)?;
     groups_keep_step(&config)?;
     Ok(config)

@@ -145,6 +145,21 @@ impl TrackedDisk {
     }
 }
 
+#[cfg(feature = "measure")]
+impl TrackedDisk {
+    /// Goes on without an intent map, which is durably known: what it costs can be measured so. A sync that begins restores it.
+    ///
+    /// # Errors
+    /// That cannot be made durable.
+    pub fn forgo_intent_map(&self) -> crate::Result<()> {
+        let mut tracker = self.lock_for_saving();
+        tracker.intent.set_trust(super::intent::Trust::Forgone);
+        let state = self.take_turn(&mut tracker);
+        self.unlock(tracker);
+        self.save(&state)
+    }
+}
+
 const LOST: &str = "the intent map cannot be written";
 
 /// Seconds of the Unix epoch, by the clock that change times are taken from.
