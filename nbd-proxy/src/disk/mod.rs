@@ -49,6 +49,9 @@ use crate::log::format::Header;
 use crate::tracking::{CutDisk, DiskInfo};
 use crate::{Error, Kind, Result};
 
+/// Why a log ends that has taken what it may.
+const LIMIT: &str = "the change log reached its limit (log_limit)";
+
 /// A disk of a machine, open and tracked.
 #[derive(Debug)]
 pub struct TrackedDisk {
@@ -113,12 +116,18 @@ impl TrackedDisk {
         if self.is_prepared() {
             return Ok(());
         }
-        self.make_spare().inspect_err(|error| {
-            // Without another segment no cut can ever be taken of this log.
-            if let Err(error) = self.stop_logging(&format!("no new log segment: {error}")) {
-                tracing::error!(disk = self.label(), %error, "the broken log could not be marked as such");
-            }
-        })
+        // Cuts that are not released take segments too, however little was written.
+        let cause = if self.lock().is_over_limit() {
+            LIMIT.to_owned()
+        } else {
+            let Err(error) = self.make_spare() else { return Ok(()) };
+            format!("no new log segment: {error}")
+        };
+        // Without another segment no cut can ever be taken of this log.
+        if let Err(error) = self.stop_logging(&cause) {
+            tracing::error!(disk = self.label(), %error, "the broken log could not be marked as such");
+        }
+        Err(self.not_logged(&self.lock()))
     }
 
     /// Waits until everything before `boundary` is on the backing, and lists it.

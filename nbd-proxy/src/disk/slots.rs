@@ -168,6 +168,11 @@ impl Slots {
     pub fn refuse(&self, refusing: bool) {
         self.refusing.store(refusing, std::sync::atomic::Ordering::SeqCst);
     }
+
+    /// Counts the writes.
+    pub fn sequence(&self) -> u64 {
+        self.lock().sequence
+    }
 }
 
 fn open(path: &Path, what: &str) -> Result<File> {

@@ -2,6 +2,7 @@
 
 mod damage;
 mod folder;
+mod marks;
 mod power;
 mod rounds;
 

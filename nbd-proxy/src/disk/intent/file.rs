@@ -72,6 +72,11 @@ impl IntentFile {
     pub fn refuse(&self, refusing: bool) {
         self.slots.refuse(refusing);
     }
+
+    /// Counts the saves.
+    pub fn saves(&self) -> u64 {
+        self.slots.sequence()
+    }
 }
 
 fn decode(record: &[u8], disk: Uuid, size: u64) -> Option<Marks> {

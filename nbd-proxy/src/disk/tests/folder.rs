@@ -135,7 +135,6 @@ fn a_cut_that_finds_no_place_for_a_segment_ends_the_log() {
     let (mut stage, running) = Stage::new();
     running.disk("d").unwrap().lock().spare = None;
     std::fs::remove_dir_all(stage.path("logs/lifeboat-logs")).unwrap();
-    assert_eq!(running.cut().unwrap_err().kind, Kind::NotFound);
     assert_eq!(running.cut().unwrap_err().kind, Kind::NotReady);
     assert!(running.info().disks[0].cause.contains("no new log segment"), "{:?}", running.info());
     stage.follows(&running, &[SyncScope::Dirty]);
@@ -165,6 +164,31 @@ fn a_log_takes_half_its_disk_and_never_more_than_64_gib() {
     assert_eq!(default_log_limit(10 << 30), 5 << 30);
     assert_eq!(default_log_limit(128 << 30), 64 << 30);
     assert_eq!(default_log_limit(100 << 40), 64 << 30);
+}
+
+/// A vault that can be read and not be written to: each attempt cuts, and each cut takes a segment.
+#[test]
+fn cuts_that_are_never_released_stay_within_the_limit_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = machine(dir.path(), &["d"], SIZE);
+    settings.disks[0].log_limit = Some(16 << 20);
+    let running = Machine::open_in(&settings, BOOT).unwrap();
+    let mut replica = Replica::default();
+    replica.cycle(&running).unwrap();
+    let disk = running.disk("d").unwrap();
+    let segments = || -> u64 {
+        let entries = std::fs::read_dir(dir.path().join("lifeboat-logs/m/d")).unwrap();
+        entries.filter(|entry| entry.as_ref().unwrap().path().extension().is_some()).count() as u64
+    };
+    let mut refused = 0;
+    for round in 0..30 {
+        write(&**disk, 4096 * round, &[1; 4096]).unwrap();
+        refused += u64::from(running.cut().is_err());
+        assert!(segments() * disk.folder.segment_bytes() <= (16 << 20) + disk.folder.segment_bytes());
+    }
+    assert!(refused > 0 && running.info().disks[0].cause.contains("log_limit"), "{:?}", running.info());
+    assert_eq!(replica.cycle(&running).unwrap(), [SyncScope::Dirty]);
+    assert!(replica.disks["d"] == contents(dir.path(), "d"));
 }
 
 /// On disk, the log takes no more than its limit and the segment made ahead, whatever is kept for reuse.
