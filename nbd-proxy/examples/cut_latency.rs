@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release -p nbd-proxy --example cut_latency -- DIR SECONDS
 //!
-//! Each disk has a thread that writes 4 KiB at random places as fast as it can; four times a second all disks are cut and the cut is
-//! released. Prints the percentiles of the writes during whose time a cut was being taken, and of all others, in microseconds.
+//! Each disk has a client at a socket that writes 4 KiB at random places, one after another as fast as it is answered; four times a
+//! second all disks are cut and the cut is released. (Threads that never wait would measure the scheduler's slices instead.) Prints the percentiles of the writes during whose time a cut was being taken, and of all others, in microseconds.
 #![allow(clippy::expect_used, reason = "a tool for benchmarks says what went wrong and ends")]
 
 use std::path::{Path, PathBuf};
@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nbd_proxy::device::{BlockDevice, Write};
+use nbd_proxy::client::Client;
+use nbd_proxy::device::BlockDevice;
 use nbd_proxy::disk::DiskSettings;
 use nbd_proxy::machine::{Machine, MachineSettings};
+use nbd_proxy::server::{DEFAULT_SOCKET_MODE, Export, Limits, Listen, Listener, Server};
 
 const DISKS: usize = 8;
 const SIZE: u64 = 256 << 20;
@@ -31,12 +33,13 @@ fn main() {
         let sync = machine.begin_sync(disk.name(), None).expect("logging on");
         machine.end_sync(disk.name(), sync.tracking).expect("logging on");
     }
+    let server = Server::start(listeners(&dir, &machine), Limits::default()).expect("a server");
     let begun = Instant::now();
     let over = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..DISKS)
         .map(|number| {
-            let (machine, over) = (Arc::clone(&machine), Arc::clone(&over));
-            std::thread::spawn(move || write(&machine, number, begun, &over))
+            let (socket, over) = (socket(&dir, number), Arc::clone(&over));
+            std::thread::spawn(move || write(&socket, number, begun, &over))
         })
         .collect();
     let mut cuts = Vec::new();
@@ -53,6 +56,7 @@ fn main() {
         let next = cuts.partition_point(|(_, end)| end < from);
         cuts.get(next).is_some_and(|(begin, _)| begin < to)
     });
+    server.stop();
     machine.close().expect("a clean end");
     for (what, mut writes) in [("met", met), ("others", others)] {
         writes.sort_unstable_by_key(|(from, to)| *to - *from);
@@ -62,6 +66,20 @@ fn main() {
         };
         println!("{what} {} {} {} {}", writes.len(), at(5000), at(9900), at(9990));
     }
+}
+
+fn listeners(dir: &Path, machine: &Machine) -> Vec<Listener> {
+    let disks = machine.disks().iter().enumerate();
+    let listener = |(number, disk): (usize, &Arc<_>)| {
+        let device: Arc<dyn BlockDevice> = Arc::<nbd_proxy::disk::TrackedDisk>::clone(disk);
+        let listen = Listen::Unix { path: socket(dir, number), mode: DEFAULT_SOCKET_MODE };
+        Listener::new(listen, vec![Export::new(format!("bench/{number}"), device)])
+    };
+    disks.map(listener).collect()
+}
+
+fn socket(dir: &Path, number: usize) -> PathBuf {
+    dir.join(format!("{number}.sock"))
 }
 
 /// A fully written disk, as one is that has been in use.
@@ -75,9 +93,9 @@ fn disk(dir: &Path, number: usize) -> DiskSettings {
 }
 
 /// When each write began and ended.
-fn write(machine: &Machine, number: usize, begun: Instant, over: &AtomicBool) -> Vec<(Duration, Duration)> {
-    let disk = &machine.disks()[number];
-    let (mut times, mut results) = (Vec::with_capacity(1 << 22), Vec::with_capacity(1));
+fn write(socket: &Path, number: usize, begun: Instant, over: &AtomicBool) -> Vec<(Duration, Duration)> {
+    let mut client = Client::connect(socket, &format!("bench/{number}")).expect("a client");
+    let mut times = Vec::with_capacity(1 << 20);
     let mut random = 0x9e37_79b9_7f4a_7c15 ^ (number as u64) << 32;
     while !over.load(Ordering::Relaxed) {
         random ^= random << 13;
@@ -85,9 +103,8 @@ fn write(machine: &Machine, number: usize, begun: Instant, over: &AtomicBool) ->
         random ^= random << 17;
         let offset = random % (SIZE / 4096) * 4096;
         let from = begun.elapsed();
-        disk.write_batch(&[Write { offset, data: &[7; 4096], fua: false }], &mut results);
+        client.write(&[7; 4096], offset).expect("a write");
         times.push((from, begun.elapsed()));
-        results.drain(..).for_each(|result| result.expect("a write"));
     }
     times
 }

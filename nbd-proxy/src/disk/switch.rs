@@ -209,20 +209,19 @@ impl TrackedDisk {
     }
 
     /// See [`crate::machine::Machine::read`].
-    pub(crate) fn read_live(&self, offset: u64, len: u32) -> Result<Vec<u8>> {
-        let fits = offset.checked_add(u64::from(len)).is_some_and(|end| end <= self.backing.size());
-        if !fits || u64::from(len) > MAX_DATA {
+    pub(crate) fn read_live(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len() as u64;
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.backing.size());
+        if !fits || len > MAX_DATA {
             return Err(Error::new(
                 Kind::InvalidInput,
                 self.label(),
                 format!("cannot read {len} bytes at {offset}"),
             ));
         }
-        let mut buf = vec![0; usize::try_from(len).unwrap_or(0)];
-        self.backing.read(&mut buf, offset).map_err(|error| {
+        self.backing.read(buf, offset).map_err(|error| {
             Error::io(&format!("read {len} bytes at {offset} of"), self.backing.path(), error)
-        })?;
-        Ok(buf)
+        })
     }
 
     /// See [`crate::machine::Machine::end_sync`].
