@@ -67,13 +67,17 @@ pub struct VaultArgs {
     /// Plain http to a host that is not loopback; with --vault
     #[arg(long, requires = "vault")]
     pub allow_http: bool,
+    /// Look past delete markers and later versions at what was first written: for an S3 bucket that keeps versions, after somebody
+    /// has emptied the vault
+    #[arg(long)]
+    pub undelete: bool,
 }
 
 impl VaultArgs {
     /// The vault of the command line, else that of the configuration.
     pub fn resolve(&self, context: &Context) -> Result<VaultConfig> {
         match &self.vault {
-            None => Ok(context.load()?.vault),
+            None => Ok(VaultConfig { undelete: self.undelete, ..context.load()?.vault }),
             Some(url) => {
                 crate::vault::check_url(url)?;
                 let ca_file = self.ca_file.clone();
@@ -81,6 +85,7 @@ impl VaultArgs {
                     url: url.clone(),
                     ca_file,
                     allow_http: self.allow_http,
+                    undelete: self.undelete,
                     ..VaultConfig::default()
                 })
             }

@@ -22,9 +22,10 @@ use std::time::Duration;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::ResyncWindow;
+use uploader::store::limit::Hours;
 
 pub use backings::check_backings;
-pub use settings::{DEFAULT_CONFIG, RPO_WARNING};
+pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING};
 pub use units::parse_span;
 
 /// Everything the file says, defaults filled in.
@@ -57,6 +58,14 @@ pub struct VaultConfig {
     pub ca_file: Option<PathBuf>,
     /// Plain http to a host that is not loopback is allowed.
     pub allow_http: bool,
+    /// No other host ever writes: a store without conditional writes will do.
+    pub single_writer: bool,
+    /// How fast it is written to, by the hour; the first line that holds counts.
+    pub limit: Vec<Hours>,
+    /// What the store charges.
+    pub prices: Prices,
+    /// See what was first written under each name, whatever was deleted or written over since.
+    pub undelete: bool,
     /// Settings of the store's client, over those of the environment.
     pub options: BTreeMap<String, Secret>,
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Deserialize;
 
-use super::units::{Rate, Size, Span, Window};
+use super::units::{LimitRate, Rate, Size, Span, WeekHours, Window};
 use super::{Secret, refuse};
 
 /// Read when neither `--config` nor `LIFEBOAT_CONFIG` names a file.
@@ -78,7 +78,35 @@ pub struct Vault {
     #[serde(default)]
     pub allow_http: bool,
     #[serde(default)]
+    pub single_writer: bool,
+    #[serde(default)]
+    pub limit: Vec<Limit>,
+    #[serde(default)]
+    pub prices: Prices,
+    #[serde(default)]
     pub options: BTreeMap<String, Secret>,
+}
+
+/// A line of `vault.limit`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    pub when: Option<WeekHours>,
+    pub rate: LimitRate,
+}
+
+/// `[vault.prices]`: in whatever currency, for what a store charges.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prices {
+    /// For 1,000 objects written or listings made.
+    pub puts: f64,
+    /// For 1,000 objects read.
+    pub gets: f64,
+    /// For 1 GB stored over a month.
+    pub storage: f64,
+    /// For 1 GB read.
+    pub download: f64,
 }
 
 /// `[tls]`

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Result};
 use uploader::keys::check_name;
+use uploader::store::limit::Hours;
 
 use super::settings::{self, File};
 use super::{Config, DiskConfig, ListenAt, MachineConfig, Policy, ProxyConfig, VaultConfig, refuse};
@@ -69,6 +70,14 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
         unencrypted,
         ca_file: raw.ca_file,
         allow_http: raw.allow_http,
+        single_writer: raw.single_writer,
+        limit: raw
+            .limit
+            .into_iter()
+            .map(|line| Hours { when: line.when.map(|when| when.0), rate: line.rate.0 })
+            .collect(),
+        prices: raw.prices,
+        undelete: false,
         options: raw.options,
     };
     crate::vault::check_url(&vault.url).map_err(|error| in_file(path, error))?;

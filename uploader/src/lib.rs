@@ -11,6 +11,8 @@
 pub mod blockmap;
 pub mod changes;
 pub mod check;
+pub mod cipher;
+pub mod clock;
 pub mod commit;
 pub mod delta;
 pub mod digest;
@@ -25,8 +27,8 @@ pub mod replicate;
 pub mod restore;
 pub mod source;
 pub mod store;
+pub mod usage;
 pub mod vault;
 
-mod durable;
 #[cfg(test)]
 mod testing;

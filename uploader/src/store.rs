@@ -8,7 +8,9 @@
 //! The library below retries a little by itself (seconds); the long retries are the replication loop's.
 
 mod errors;
+pub mod limit;
 mod open;
+mod versions;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use object_store::{
 };
 use serde::{Deserialize, Serialize};
 
+use limit::Limit;
 pub use open::{StoreConfig, open};
 
 /// Requests made and bytes moved.
@@ -103,13 +106,40 @@ pub struct Described {
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     url: Arc<str>,
+    /// Conditional writes are relied on.
+    conditional: bool,
+    limit: Option<Arc<Limit>>,
     counters: Arc<Counters>,
 }
 
 impl Store {
     /// Wraps `inner`; `url` is how errors name it.
     pub fn new(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { inner, url: url.trim_end_matches('/').into(), counters: Arc::default() }
+        Self {
+            inner,
+            url: url.trim_end_matches('/').into(),
+            conditional: true,
+            limit: None,
+            counters: Arc::default(),
+        }
+    }
+
+    /// The same store, of which conditional writes are not expected: a name is looked up before it is written. Right as long as nobody else
+    /// writes.
+    #[must_use]
+    pub fn unconditional(self) -> Self {
+        Self { conditional: false, ..self }
+    }
+
+    /// The same store, written to no faster than `limit` allows.
+    #[must_use]
+    pub fn limited(self, limit: Arc<Limit>) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
+
+    /// Whether conditional writes are relied on.
+    pub fn is_conditional(&self) -> bool {
+        self.conditional
     }
 
     /// The same store with counters of its own, starting at zero.
@@ -150,12 +180,22 @@ impl Store {
     ///
     /// That answer means *unknown*: the object may be what an earlier attempt of ours wrote, whose reply was lost.
     pub async fn create(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Create).await
+        if self.conditional {
+            return self.write(key, payload, PutMode::Create).await;
+        }
+        match self.describe(key).await {
+            Ok(_) => Err(Error::new(Kind::Exists, self.name_of(key), "cannot write: the name is taken")),
+            Err(e) if is_missing_object(&e) => self.write(key, payload, PutMode::Overwrite).await,
+            Err(e) => Err(e),
+        }
     }
 
     async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
         self.counters.puts.fetch_add(1, Relaxed);
         let len = payload.content_length() as u64;
+        if let Some(limit) = &self.limit {
+            limit.take(len).await;
+        }
         let options = PutOptions { mode, ..PutOptions::default() };
         let put = self.inner.put_opts(&Path::from(key), payload, options).await;
         put.map_err(|e| self.error("write", key, e))?;

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
+use crate::durable::{self, Step};
 use crate::{Error, Result};
 
 const CELL: usize = 32;
@@ -64,7 +65,8 @@ impl Ends {
 
     /// Makes durable what was written.
     pub fn sync(&self) -> Result<()> {
-        self.file().sync_data().map_err(|error| Error::io("sync the ends of the log", &self.path, error))
+        durable::sync(Step::EndsClosed, &self.file())
+            .map_err(|error| Error::io("sync the ends of the log", &self.path, error))
     }
 
     fn file(&self) -> Arc<File> {
@@ -84,7 +86,7 @@ impl Ends {
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(|error| {
+    durable::open_or_create(Step::EndsMade, path).map_err(|error| {
         Error::io("open the ends of the log", path, error)
             .remedy("the folder of the change log (log_dir) must exist and be writable")
     })

@@ -12,12 +12,13 @@
 //!
 //! It is looked at every second or two, and whenever the state is written.
 
-use std::fs::{self, File};
+use std::fs;
 use std::sync::atomic::Ordering;
 
 use super::TrackedDisk;
 use super::mark::unix_now;
 use super::state::DiskState;
+use crate::durable::{self, Step};
 use crate::{Error, Result};
 
 const GONE: &str = "the folder of the change log was removed or replaced";
@@ -65,18 +66,12 @@ impl TrackedDisk {
     /// Its three levels, inside a folder that must exist; see `recover`.
     fn make_folder(&self) -> std::io::Result<()> {
         let dir = self.folder.path();
-        let levels: Vec<_> = dir.ancestors().take(3).collect();
-        for level in levels.iter().rev() {
-            match fs::create_dir(level) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-        }
-        levels
-            .iter()
-            .skip(1)
-            .chain(dir.ancestors().nth(3).iter())
-            .try_for_each(|level| File::open(level)?.sync_all())
+        let mut above: Vec<_> = dir.ancestors().skip(1).take(3).collect();
+        // Where the folder that the user named is gone, another must not take its place.
+        above.last().map_or(Ok(()), |named| fs::metadata(named).map(drop))?;
+        durable::make_folder(Step::FolderRemade, dir)?;
+        above.reverse();
+        above.into_iter().try_for_each(|level| durable::sync_folder(Step::FolderNamed, level))
     }
 
     /// The map goes along, unless it was given up.

@@ -23,7 +23,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Error, Kind, Result};
+use crate::durable::{self, Step};
+use crate::{Error, Result};
 
 const SECTOR: usize = 512;
 const HEAD: usize = 24;
@@ -35,10 +36,8 @@ const REMEDY: &str = "the folder of the change log (log_dir) must exist and be w
 /// The open file.
 #[derive(Debug)]
 pub struct Slots {
-    /// What it is, for messages.
-    what: &'static str,
+    kind: &'static Kind,
     path: PathBuf,
-    magic: &'static [u8; 8],
     /// Bytes of a slot.
     slot: usize,
     place: Mutex<Place>,
@@ -52,6 +51,21 @@ struct Place {
     sequence: u64,
     /// Both slots have been written, by this or an earlier run.
     filled: bool,
+}
+
+/// A kind of file.
+#[derive(Debug)]
+pub struct Kind {
+    /// For messages.
+    pub what: &'static str,
+    /// What each sector begins with.
+    pub magic: &'static [u8; 8],
+    /// The file is opened or made.
+    pub made: Step,
+    /// Both slots are written.
+    pub filled: Step,
+    /// A slot is.
+    pub written: Step,
 }
 
 /// What a file says.
@@ -70,18 +84,14 @@ impl Slots {
     ///
     /// # Errors
     /// `InvalidInput` if a newer version has written it.
-    pub fn open(
-        path: &Path,
-        what: &'static str,
-        magic: &'static [u8; 8],
-        room: usize,
-    ) -> Result<(Self, Kept)> {
-        let file = open(path, what)?;
+    pub fn open(path: &Path, kind: &'static Kind, room: usize) -> Result<(Self, Kept)> {
+        let Kind { what, magic, .. } = kind;
+        let file = open(path, kind)?;
         let slot = ((room + 4).div_ceil(PAYLOAD) * SECTOR).next_multiple_of(PAGE);
         let bytes = fs::read(path).map_err(|error| Error::io(&format!("read the {what}"), path, error))?;
         if let Some(version) = newer(&bytes, slot, magic) {
             return Err(Error::new(
-                Kind::InvalidInput,
+                crate::Kind::InvalidInput,
                 path.display().to_string(),
                 format!("the {what} was written by a newer Lifeboat (format {version})"),
             )
@@ -90,9 +100,8 @@ impl Slots {
         let (kept, sequence) = judge(&bytes, slot, magic);
         let place = Place { file: Arc::new(file), sequence, filled: matches!(kept, Kept::Record(_)) };
         let slots = Self {
-            what,
+            kind,
             path: path.to_owned(),
-            magic,
             slot,
             place: Mutex::new(place),
             #[cfg(test)]
@@ -111,8 +120,13 @@ impl Slots {
             let place = self.lock();
             (Arc::clone(&place.file), place.sequence, place.filled)
         };
-        let sequence =
-            if filled { self.put(&file, sequence + 1, record)? } else { self.fill(&file, sequence, record)? };
+        let sequence = if filled {
+            self.put(&file, sequence + 1, record)?;
+            durable::sync(self.kind.written, &file).map_err(|error| self.failed(error))?;
+            sequence + 1
+        } else {
+            self.fill(&file, sequence, record)?
+        };
         // After a failure the next try goes to the same slot: the other one is the one that counts.
         let mut place = self.lock();
         (place.sequence, place.filled) = (sequence, true);
@@ -130,8 +144,9 @@ impl Slots {
 
     /// Makes the file again at its path, with `record` in it; durable on return, but for the folder's entry.
     pub fn remake(&self, record: &[u8]) -> Result<()> {
-        let file = Arc::new(open(&self.path, self.what)?);
-        let sequence = self.fill(&file, self.lock().sequence, record)?;
+        let file = Arc::new(open(&self.path, self.kind)?);
+        let sequence = self.lock().sequence;
+        let sequence = self.fill(&file, sequence, record)?;
         *self.lock() = Place { file, sequence, filled: true };
         Ok(())
     }
@@ -139,22 +154,20 @@ impl Slots {
     fn fill(&self, file: &File, sequence: u64, record: &[u8]) -> Result<u64> {
         file.set_len(2 * self.slot as u64).map_err(|error| self.failed(error))?;
         self.put(file, sequence + 1, record)?;
-        let sequence = self.put(file, sequence + 2, record)?;
-        file.sync_all().map_err(|error| self.failed(error))?;
-        Ok(sequence)
+        self.put(file, sequence + 2, record)?;
+        durable::sync(self.kind.filled, file).map_err(|error| self.failed(error))?;
+        Ok(sequence + 2)
     }
 
-    fn put(&self, file: &File, sequence: u64, record: &[u8]) -> Result<u64> {
-        let slot = encode(sequence, self.magic, self.slot, record).ok_or_else(|| {
-            Error::new(Kind::InvalidInput, self.path.display().to_string(), "the record is too long")
+    fn put(&self, file: &File, sequence: u64, record: &[u8]) -> Result<()> {
+        let slot = encode(sequence, self.kind.magic, self.slot, record).ok_or_else(|| {
+            Error::new(crate::Kind::InvalidInput, self.path.display().to_string(), "the record is too long")
         })?;
-        let at = sequence % 2 * self.slot as u64;
-        let written = file.write_all_at(&slot, at).and_then(|()| file.sync_data());
-        written.map(|()| sequence).map_err(|error| self.failed(error))
+        file.write_all_at(&slot, sequence % 2 * self.slot as u64).map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: std::io::Error) -> Error {
-        Error::io(&format!("write the {}", self.what), &self.path, error).remedy(REMEDY)
+        Error::io(&format!("write the {}", self.kind.what), &self.path, error).remedy(REMEDY)
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -175,14 +188,9 @@ impl Slots {
     }
 }
 
-fn open(path: &Path, what: &str) -> Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|error| Error::io(&format!("open the {what}"), path, error).remedy(REMEDY))
+fn open(path: &Path, kind: &Kind) -> Result<File> {
+    durable::open_or_create(kind.made, path)
+        .map_err(|error| Error::io(&format!("open the {}", kind.what), path, error).remedy(REMEDY))
 }
 
 fn encode(sequence: u64, magic: &[u8; 8], slot: usize, record: &[u8]) -> Option<Vec<u8>> {

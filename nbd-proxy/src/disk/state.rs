@@ -5,12 +5,19 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::slots::{Kept, Slots};
+use super::slots::{self, Kept, Slots};
 use crate::backing::Identity;
+use crate::durable::Step;
 use crate::tracking::SyncScope;
 use crate::{Error, Kind, Result};
 
-const MAGIC: &[u8; 8] = b"LBSTATE1";
+const KIND: slots::Kind = slots::Kind {
+    what: "tracking state",
+    magic: b"LBSTATE1",
+    made: Step::StateMade,
+    filled: Step::StateFilled,
+    written: Step::StateWritten,
+};
 /// Room for the record, in bytes.
 const ROOM: usize = 8 << 10;
 
@@ -65,7 +72,7 @@ impl StateFile {
     /// # Errors
     /// A newer version has written it.
     pub fn open(path: &Path) -> Result<(Self, FoundState)> {
-        let (slots, kept) = Slots::open(path, "tracking state", MAGIC, ROOM)?;
+        let (slots, kept) = Slots::open(path, &KIND, ROOM)?;
         let (state, damage) = match kept {
             Kept::Nothing => (None, None),
             Kept::Damaged(why) => (None, Some(why)),

@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use super::format::Header;
 use super::reader::SegmentReader;
 use super::segment::SegmentFile;
+use crate::durable::{self, Step};
 use crate::{Error, Result};
 
 /// How many used files are kept for reuse: as many as the last cut gave back, within these bounds.
@@ -64,18 +65,13 @@ impl Folder {
         let path = self.dir.join(format!("{:012}.seg", header.segment));
         let used = self.blanks().pop();
         let blank = used.unwrap_or_else(|| self.new_blank());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&blank)
+        let file = durable::open_or_create(Step::SegmentMade, &blank)
             .map_err(|error| Error::io("create the segment", &blank, error))?;
         let begun = self
             .allocate(&file, &blank)
             .and_then(|()| SegmentFile::begin(file, path.clone(), header))
             .and_then(|segment| {
-                let named = fs::rename(&blank, &path);
+                let named = durable::rename(Step::SegmentNamed, &blank, &path);
                 named.map(|()| segment).map_err(|error| Error::io("name the segment", &path, error))
             });
         if begun.is_err() {
@@ -138,7 +134,7 @@ impl Folder {
             return remove(path);
         }
         let blank = self.new_blank();
-        match fs::rename(path, &blank) {
+        match durable::rename(Step::SegmentKept, path, &blank) {
             Ok(()) => self.blanks().push(blank),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("keep the segment file", path, error)),
@@ -164,8 +160,7 @@ impl Folder {
 
     /// Makes the folder's entries durable.
     pub fn sync(&self) -> Result<()> {
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
+        durable::sync_folder(Step::LogClosed, &self.dir)
             .map_err(|error| Error::io("sync the log folder", &self.dir, error))
     }
 
@@ -215,9 +210,7 @@ fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("remove the segment", path, error)),
-    }
+    durable::remove(Step::SegmentRemoved, path)
+        .map(drop)
+        .map_err(|error| Error::io("remove the segment", path, error))
 }

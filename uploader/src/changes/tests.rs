@@ -1,9 +1,10 @@
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use nbd_proxy::log::SegmentWriter;
 use nbd_proxy::log::format::Header;
-use nbd_proxy::log::segment::Entry;
+use nbd_proxy::log::segment::{Entry, SegmentFile};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -17,6 +18,11 @@ const SIZE: u64 = 200_000;
 /// A write of a test: where, how long, and whether it is zeroes.
 type Change = (u64, u64, bool);
 
+fn create(path: PathBuf, header: Header) -> SegmentWriter {
+    let file = File::create_new(&path).unwrap();
+    SegmentWriter::over(SegmentFile::begin(file, path, header).unwrap())
+}
+
 fn segments(dir: &Path, changes: &[Vec<Change>], model: &mut [u8]) -> Vec<SegmentRef> {
     let log = Uuid::new_v4();
     let mut random = Random::new(changes.len() as u64);
@@ -24,7 +30,7 @@ fn segments(dir: &Path, changes: &[Vec<Change>], model: &mut [u8]) -> Vec<Segmen
     for (number, changes) in changes.iter().enumerate() {
         let number = number as u64;
         let header = Header { log, segment: number, disk: Uuid::nil(), tracking: Uuid::nil(), size: SIZE };
-        let mut writer = SegmentWriter::create(&dir.join(number.to_string()), header).unwrap();
+        let mut writer = create(dir.join(number.to_string()), header);
         for (offset, len, zero) in changes {
             let (offset, len) = (*offset, (*len).min(SIZE - *offset));
             let data = random.bytes(usize::try_from(len).unwrap());
@@ -49,14 +55,14 @@ fn cut(segments: Vec<SegmentRef>) -> Cut {
 /// Applies deltas to `disk`, and checks that each byte is in one at most. Returns how many there are.
 fn apply(cut: &Cut, ranges_max: usize, disk: &mut [u8]) -> usize {
     let mut deltas = Vec::new();
-    pack_bounded(cut, ranges_max, &mut |delta| {
+    pack_bounded(cut, &Cipher::None, ranges_max, &mut |delta| {
         deltas.push(delta.to_vec());
         Ok(())
     })
     .unwrap();
     let mut seen = vec![false; disk.len()];
     for delta in &deltas {
-        let (_, index) = check("d", delta).unwrap();
+        let (_, index) = check("d", &Cipher::None, delta).unwrap();
         let mut stream = Vec::new();
         for frame in &index.frames {
             let at = usize::try_from(frame.offset).unwrap();
@@ -114,7 +120,7 @@ fn a_segment_that_lost_records_is_named() {
     let mut model = vec![0; usize::try_from(SIZE).unwrap()];
     let mut segments = segments(dir.path(), &[vec![(0, 5000, false)]], &mut model);
     segments[0].records += 1;
-    let error = pack(&cut(segments), &mut |_| Ok(())).unwrap_err();
+    let error = pack(&cut(segments), &Cipher::None, &mut |_| Ok(())).unwrap_err();
     assert_eq!(error.kind, nbd_proxy::Kind::Corrupt);
     assert!(error.object.ends_with("/0"), "{error}");
 }
@@ -125,7 +131,7 @@ fn a_huge_change_becomes_several_deltas_of_disjoint_addresses() {
     let dir = TempDir::new().unwrap();
     let size = 256u64 << 20;
     let header = Header { log: Uuid::new_v4(), segment: 0, disk: Uuid::nil(), tracking: Uuid::nil(), size };
-    let mut writer = SegmentWriter::create(&dir.path().join("s"), header).unwrap();
+    let mut writer = create(dir.path().join("s"), header);
     let mut random = Random::new(4);
     let noise: Vec<u8> = (0..1 << 20).map(|_| random.next().to_le_bytes()[3]).collect();
     for mib in (0..80u64).rev() {
@@ -136,8 +142,8 @@ fn a_huge_change_becomes_several_deltas_of_disjoint_addresses() {
     let cut = Cut { disks: vec![disk], ..Cut::default() };
     let mut ends = vec![0];
     let mut sizes = Vec::new();
-    pack(&cut, &mut |delta| {
-        let (_, index) = check("d", &delta.to_vec())?;
+    pack(&cut, &Cipher::None, &mut |delta| {
+        let (_, index) = check("d", &Cipher::None, &delta.to_vec())?;
         let extents = index.extents("d");
         let (first, last) = (extents.first().unwrap(), extents.last().unwrap());
         assert_eq!(first.offset, *ends.last().unwrap(), "deltas follow each other");

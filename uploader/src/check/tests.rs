@@ -1,12 +1,10 @@
-mod lying;
-
 use std::sync::Arc;
 
-use lying::{Lie, Lying};
 use nbd_proxy::Kind;
 use object_store::memory::InMemory;
 
 use super::*;
+use crate::testing::{Lie, Lying};
 
 fn verdict_of(report: &Report, name: &str) -> Verdict {
     report.rows.iter().find(|row| row.name == name).unwrap().verdict

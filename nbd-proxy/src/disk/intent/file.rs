@@ -15,9 +15,16 @@ use uuid::Uuid;
 
 use super::{Marks, Regions};
 use crate::Result;
-use crate::disk::slots::{Kept, Slots};
+use crate::disk::slots::{self, Kept, Slots};
+use crate::durable::Step;
 
-const MAGIC: &[u8; 8] = b"LBINTEN1";
+const KIND: slots::Kind = slots::Kind {
+    what: "intent map",
+    magic: b"LBINTEN1",
+    made: Step::IntentMade,
+    filled: Step::IntentFilled,
+    written: Step::IntentWritten,
+};
 const HEAD: usize = 32;
 
 /// The open file.
@@ -33,7 +40,7 @@ impl IntentFile {
     /// relied on for this disk at this size.
     pub fn open(path: &Path, disk: Uuid, size: u64) -> Result<(Self, Option<Marks>)> {
         let room = HEAD + Regions::none(size).to_bytes().len();
-        let (slots, kept) = Slots::open(path, "intent map", MAGIC, room)?;
+        let (slots, kept) = Slots::open(path, &KIND, room)?;
         let marks = match kept {
             Kept::Nothing => None,
             Kept::Record(record) => decode(&record, disk, size),

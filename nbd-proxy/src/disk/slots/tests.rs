@@ -2,7 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-const MAGIC: &[u8; 8] = b"LBTESTS1";
+const KIND: Kind = Kind {
+    what: "test",
+    magic: b"LBTESTS1",
+    made: Step::StateMade,
+    filled: Step::StateFilled,
+    written: Step::StateWritten,
+};
 const ROOM: usize = 5000;
 
 /// A file with the records 1 to `count`, and what it holds.
@@ -21,7 +27,7 @@ fn content(number: u8) -> Vec<u8> {
 }
 
 fn open(path: &Path) -> Result<(Slots, Kept)> {
-    Slots::open(path, "test", MAGIC, ROOM)
+    Slots::open(path, &KIND, ROOM)
 }
 
 fn kept(path: &Path, bytes: &[u8]) -> Kept {
@@ -111,7 +117,7 @@ fn a_newer_version_is_named_and_its_file_left_alone() {
     one[..8].copy_from_slice(b"LBTESTS2");
     std::fs::write(&path, &one).unwrap();
     let error = open(&path).unwrap_err();
-    assert_eq!(error.kind, Kind::InvalidInput);
+    assert_eq!(error.kind, crate::Kind::InvalidInput);
     assert!(error.message.contains("newer Lifeboat (format 2)") && !error.remedy.is_empty(), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), one);
     // One flipped bit does not make a newer version.

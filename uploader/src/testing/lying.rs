@@ -16,7 +16,7 @@ use object_store::{
 
 /// The way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
+pub(crate) enum Lie {
     IgnoresCondition,
     ChecksBeforeItWrites,
     ShortensRanges,
@@ -32,7 +32,7 @@ pub enum Lie {
 }
 
 #[derive(Debug)]
-pub struct Lying {
+pub(crate) struct Lying {
     inner: InMemory,
     lie: Lie,
     reading: AtomicU64,
@@ -79,11 +79,12 @@ impl ObjectStore for Lying {
                 return Err(Error::Generic { store: "lying", source: "413 Payload Too Large".into() });
             }
             Lie::IgnoresCondition => opts.mode = PutMode::Overwrite,
-            Lie::ChecksBeforeItWrites if opts.mode == PutMode::Create => {
-                if self.inner.get_opts(key, GetOptions::default()).await.is_err() {
-                    tokio::task::yield_now().await;
-                    opts.mode = PutMode::Overwrite;
-                }
+            Lie::ChecksBeforeItWrites
+                if opts.mode == PutMode::Create
+                    && self.inner.get_opts(key, GetOptions::default()).await.is_err() =>
+            {
+                tokio::task::yield_now().await;
+                opts.mode = PutMode::Overwrite;
             }
             _ => {}
         }
