@@ -24,7 +24,7 @@ use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::ResyncWindow;
 
 pub use backings::check_backings;
-pub use settings::{DEFAULT_CONFIG, RPO_WARNING};
+pub use settings::{DEFAULT_CONFIG, RPO_WARNING, host_name};
 pub use units::parse_span;
 
 /// Everything the file says, defaults filled in.
@@ -49,8 +49,8 @@ pub struct Config {
 pub struct VaultConfig {
     /// `file://`, `s3://` or `azure://`.
     pub url: String,
-    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
-    pub unencrypted: bool,
+    /// How its content is protected.
+    pub key: VaultKey,
     /// A PEM file with the authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
     /// Plain http to a host that is not loopback is allowed.
@@ -61,6 +61,20 @@ pub struct VaultConfig {
     pub undelete: bool,
     /// Settings of the store's client, over those of the environment.
     pub options: BTreeMap<String, Secret>,
+}
+
+/// How a vault's content is protected, as the file or the command line says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VaultKey {
+    /// Not said: what is there may be read if it is not encrypted, or if the environment or a person at the terminal has a passphrase.
+    #[default]
+    Unstated,
+    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
+    Unencrypted,
+    /// By the key in this file.
+    File(PathBuf),
+    /// By the passphrase in this file.
+    PassphraseFile(PathBuf),
 }
 
 /// One protected machine.

@@ -1,13 +1,18 @@
 //! From configuration and environment to a vault: the one place that knows both sides.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::Connect;
 use uploader::store::{self, StoreConfig};
-use uploader::vault::{Encryption, Vault};
+use uploader::vault::{Protection, Secret, Vault, is_locked};
+use zeroize::Zeroizing;
 
-use crate::config::VaultConfig;
+use crate::config::{VaultConfig, VaultKey};
+
+/// The variable with the passphrase of the vault.
+const PASSPHRASE: &str = "LIFEBOAT_PASSPHRASE";
 
 /// The kinds of vault, as their URLs begin.
 const SCHEMES: [&str; 3] = ["file://", "s3://", "azure://"];
@@ -59,9 +64,37 @@ fn means_the_same(option: &str, variable: &str) -> bool {
     bare(option) == bare(variable)
 }
 
-/// Opens a vault to read it.
+/// What opens the vault, as far as that was said: by a file, or by `LIFEBOAT_PASSPHRASE`.
+pub fn secret(vault: &VaultConfig) -> Result<Option<Secret>> {
+    match &vault.key {
+        VaultKey::Unencrypted => Ok(None),
+        VaultKey::File(path) => Secret::from_key_file(path).map(Some),
+        VaultKey::PassphraseFile(path) => Secret::from_passphrase_file(path).map(Some),
+        VaultKey::Unstated => match std::env::var(PASSPHRASE) {
+            Ok(text) if !text.is_empty() => Secret::passphrase(&text).map(Some),
+            _ => Ok(None),
+        },
+    }
+}
+
+/// Opens a vault to read it. Somebody at a terminal is asked for the passphrase, if that is all that is missing.
 pub async fn open(vault: &VaultConfig) -> Result<Vault> {
-    Vault::open(&store_config(vault)).await
+    let config = store_config(vault);
+    match Vault::open(&config, secret(vault)?.as_ref()).await {
+        Err(error)
+            if is_locked(&error) && vault.key == VaultKey::Unstated && std::io::stdin().is_terminal() =>
+        {
+            Vault::open(&config, Some(&ask("Passphrase of the vault: ")?)).await
+        }
+        opened => opened,
+    }
+}
+
+/// Asks for a passphrase at the terminal, without showing it.
+pub fn ask(prompt: &str) -> Result<Secret> {
+    let typed = rpassword::prompt_password(prompt)
+        .map_err(|e| Error::new(Kind::InvalidInput, "passphrase", format!("cannot ask for it: {e}")))?;
+    Secret::passphrase(&Zeroizing::new(typed))
 }
 
 /// How a machine's replication reaches the vault. Refuses at once what can never work; what may work later (the network,
@@ -73,12 +106,16 @@ pub fn connect(vault: &VaultConfig) -> Result<Connect> {
     {
         return Err(error);
     }
-    if vault.unencrypted {
-        return Ok(uploader::replicate::connect_to(config, Encryption::None));
+    match secret(vault)? {
+        Some(secret) => return Ok(uploader::replicate::connect_to(config, Protection::Secret(secret))),
+        None if vault.key == VaultKey::Unencrypted => {
+            return Ok(uploader::replicate::connect_to(config, Protection::None));
+        }
+        None => {}
     }
     Ok(Box::new(move || {
         let config = config.clone();
-        Box::pin(async move { Vault::open(&config).await.map_err(unstated) })
+        Box::pin(async move { Vault::open(&config, None).await.map_err(unstated) })
     }))
 }
 
@@ -88,7 +125,8 @@ fn unstated(error: Error) -> Error {
         return error;
     }
     error.remedy(
-        "to make a new vault there, write encryption = \"none\" in [vault]: its content will be readable",
+        "to make a new vault there, name a key_file in [vault] (`openssl rand -hex 32` makes one), or write encryption = \"none\": its \
+         content will be readable by whoever has the bucket",
     )
 }
 

@@ -1,6 +1,7 @@
 //! `lifeboat vault`
 
 mod check;
+mod key;
 
 use nbd_proxy::Result;
 
@@ -8,7 +9,9 @@ use super::Context;
 
 /// Look after the vault itself
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  lifeboat vault check --vault s3://backups/vms")]
+#[command(
+    after_help = "Examples:\n  lifeboat vault check --vault s3://backups/vms\n  lifeboat vault key list"
+)]
 pub struct Args {
     #[command(subcommand)]
     what: What,
@@ -17,10 +20,12 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Check(check::Args),
+    Key(key::Args),
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<()> {
     match &args.what {
         What::Check(args) => check::run(context, args).await,
+        What::Key(args) => key::run(context, args).await,
     }
 }
