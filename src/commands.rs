@@ -150,7 +150,7 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Restore(args) => restore::run(&context, &args).await,
             Command::HoldGuest(args) => hold_guest::run(&args).await,
             Command::Vault(args) => vault::run(&context, &args).await,
-            Command::Inspect(args) => inspect::run(&context, &args),
+            Command::Inspect(args) => inspect::run(&context, &args).await,
             Command::Demo(args) => demo::run(&context, &args).await,
         }
     })

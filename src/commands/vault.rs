@@ -1,7 +1,9 @@
 //! `lifeboat vault`
 
 mod check;
+mod import;
 mod key;
+mod seed;
 
 use nbd_proxy::Result;
 
@@ -21,11 +23,15 @@ pub struct Args {
 enum What {
     Check(check::Args),
     Key(key::Args),
+    Seed(seed::Args),
+    Import(import::Args),
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<()> {
     match &args.what {
         What::Check(args) => check::run(context, args).await,
         What::Key(args) => key::run(context, args).await,
+        What::Seed(args) => seed::run(context, args).await,
+        What::Import(args) => import::run(context, args).await,
     }
 }

@@ -45,6 +45,11 @@ pub fn wrapped_key(id: &str) -> String {
     format!("{KEYS}/{id}.json")
 }
 
+/// The folder of a machine.
+pub fn machine_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}")
+}
+
 /// The folder of a machine's line.
 pub fn line_folder(machine: &str) -> String {
     format!("{MACHINES}/{machine}/line")

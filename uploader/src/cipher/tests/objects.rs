@@ -141,7 +141,8 @@ async fn objects_swapped_moved_or_truncated_are_refused_by_name() {
     assert!(needed.iter().filter(|(key, _)| key.contains("/deltas/")).count() >= 2, "{}", needed.len());
     assert!(needed.iter().filter(|(key, _)| key.contains("/line/")).count() >= 4, "{}", needed.len());
     for (first, one) in &needed {
-        refused(&with(&vault, newest.point, &[(first, one.slice(..one.len() / 2))]).await, &[first]);
+        // A delta of nothing but zeroes is hardly more than its trailer, which a point makes dispensable.
+        refused(&with(&vault, newest.point, &[(first, one.slice(..one.len() / 4))]).await, &[first]);
         for (second, two) in needed.iter().filter(|(second, _)| second != first) {
             let error = with(&vault, newest.point, &[(first, two.clone()), (second, one.clone())]).await;
             refused(&error, &[first, second]);
