@@ -19,12 +19,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::backing::upstream::Settings as Patience;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
-use uploader::replicate::ResyncWindow;
+use uploader::replicate::{OnFenced, ResyncWindow};
+use uploader::store::limit::Hours;
 
 pub use backings::check_backings;
-pub use settings::{DEFAULT_CONFIG, RPO_WARNING, host_name};
+pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING, host_name};
 pub use units::parse_span;
 
 /// Everything the file says, defaults filled in.
@@ -57,9 +59,15 @@ pub struct VaultConfig {
     pub allow_http: bool,
     /// No other host ever writes: a store without conditional writes will do.
     pub single_writer: bool,
+    /// How fast it is written to, by the hour; the first line that holds counts.
+    pub limit: Vec<Hours>,
+    /// What the store charges.
+    pub prices: Prices,
     /// See what was first written under each name, whatever was deleted or written over since.
     pub undelete: bool,
-    /// Settings of the store's client, over those of the environment.
+    /// A file of credentials, over the environment, read whenever the vault is opened.
+    pub credentials_file: Option<PathBuf>,
+    /// Settings of the store's client, over those of the environment and the file.
     pub options: BTreeMap<String, Secret>,
 }
 
@@ -105,6 +113,8 @@ pub struct Policy {
     pub resync_window: ResyncWindow,
     /// How many bytes a second of live disks are read for copying; no limit when absent.
     pub copy_limit: Option<u64>,
+    /// What replication does when another writer owns the machine's line.
+    pub on_fenced: OnFenced,
     /// From one application-consistent point to the next; none are made when absent.
     pub app_consistent_every: Option<Duration>,
 }
@@ -114,8 +124,10 @@ pub struct Policy {
 pub struct DiskConfig {
     /// Its name, unique in the machine.
     pub name: String,
-    /// The backing.
+    /// The backing: a file, a block device, or the address of an export of another NBD server.
     pub path: PathBuf,
+    /// How patient the proxy is with such a server.
+    pub upstream: Patience,
     /// Where its export is served.
     pub listen: ListenAt,
     /// Mode of the Unix socket.

@@ -10,6 +10,7 @@ pub mod hand_over;
 pub mod proxy;
 pub mod sockets;
 pub mod uploader;
+pub mod usage;
 
 use std::future::Future;
 

@@ -4,6 +4,7 @@ mod check;
 mod import;
 mod key;
 mod seed;
+mod usage;
 
 use nbd_proxy::Result;
 
@@ -25,6 +26,7 @@ enum What {
     Key(key::Args),
     Seed(seed::Args),
     Import(import::Args),
+    Usage(usage::Args),
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<()> {
@@ -33,5 +35,6 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
         What::Key(args) => key::run(context, args).await,
         What::Seed(args) => seed::run(context, args).await,
         What::Import(args) => import::run(context, args).await,
+        What::Usage(args) => usage::run(context, args).await,
     }
 }

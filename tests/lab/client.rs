@@ -58,6 +58,8 @@ const TRIM: u16 = 4;
 const WRITE_ZEROES: u16 = 6;
 /// Command flag: durable before the reply.
 pub const FUA: u16 = 1;
+/// Transmission flag: TRIM is understood.
+pub const SEND_TRIM: u16 = 1 << 5;
 /// Command flag: keep the space allocated.
 pub const NO_HOLE: u16 = 2;
 
@@ -117,6 +119,31 @@ impl Client {
 
     pub fn zero(&mut self, offset: u64, len: usize, flags: u16) {
         self.patient(WRITE_ZEROES, flags, offset, len, &[], &mut []);
+    }
+
+    /// One attempt to connect.
+    pub fn try_connect(target: &Target) -> io::Result<Self> {
+        let connection = Some(Connection::open(target)?);
+        Ok(Self { target: target.clone(), connection, cookie: 0, resent: 0 })
+    }
+
+    /// One attempt at a write; an errno is an error too.
+    pub fn try_write(&mut self, offset: u64, data: &[u8], flags: u16) -> io::Result<()> {
+        self.attempt(WRITE, flags, offset, data)
+    }
+
+    /// One attempt at a flush.
+    pub fn try_flush(&mut self) -> io::Result<()> {
+        self.attempt(FLUSH, 0, 0, &[])
+    }
+
+    fn attempt(&mut self, kind: u16, flags: u16, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.cookie += 1;
+        let connection = self.connection.as_mut().expect("a connection");
+        match connection.request(self.cookie, kind, flags, offset, data.len(), data, &mut [])? {
+            0 => Ok(()),
+            errno => Err(io::Error::other(format!("errno {errno}"))),
+        }
     }
 
     /// A server's error is the test's end: nothing here asks for what may fail.

@@ -12,6 +12,7 @@
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -128,7 +129,7 @@ async fn carry(seed: &Vault, target: &Store, key: &str) -> Result<()> {
     if bytes.starts_with(&crate::delta::format::MAGIC) {
         reader::check(&seed.store.name_of(key), &seed.cipher, &bytes)?;
     }
-    target.put(key, bytes.into()).await
+    durable::request(Step::SeedPut, Op::Put, target.put(key, bytes.into())).await
 }
 
 async fn carry_entry(seed: &Vault, target: &Store, key: &str) -> Result<()> {
@@ -139,7 +140,8 @@ async fn carry_entry(seed: &Vault, target: &Store, key: &str) -> Result<()> {
 
 /// Creates an object, or finds it there with this content.
 async fn create(target: &Store, key: &str, bytes: &Bytes) -> Result<()> {
-    match target.create(key, bytes.clone().into()).await {
+    let put = target.create(key, bytes.clone().into());
+    match durable::request(Step::SeedCreated, Op::Put, put).await {
         Err(e) if e.kind == Kind::Exists && target.get(key, ENTRY_LIMIT).await? == *bytes => Ok(()),
         created => created,
     }

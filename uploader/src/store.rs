@@ -8,7 +8,9 @@
 //! The library below retries a little by itself (seconds); the long retries are the replication loop's.
 
 mod errors;
+pub mod limit;
 mod open;
+mod patience;
 mod versions;
 
 use std::ops::Range;
@@ -17,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
+use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::path::Path;
@@ -25,7 +28,11 @@ use object_store::{
 };
 use serde::{Deserialize, Serialize};
 
+use limit::Limit;
 pub use open::{StoreConfig, open};
+#[cfg(test)]
+pub(crate) use patience::LeftAlone;
+pub(crate) use patience::asked_to_wait;
 
 /// Requests made and bytes moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,13 +113,20 @@ pub struct Store {
     url: Arc<str>,
     /// Conditional writes are relied on.
     conditional: bool,
+    limit: Option<Arc<Limit>>,
     counters: Arc<Counters>,
 }
 
 impl Store {
     /// Wraps `inner`; `url` is how errors name it.
     pub fn new(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { inner, url: url.trim_end_matches('/').into(), conditional: true, counters: Arc::default() }
+        Self {
+            inner,
+            url: url.trim_end_matches('/').into(),
+            conditional: true,
+            limit: None,
+            counters: Arc::default(),
+        }
     }
 
     /// The same store, of which conditional writes are not expected: a name is looked up before it is written. Right as long as nobody else
@@ -120,6 +134,12 @@ impl Store {
     #[must_use]
     pub fn unconditional(self) -> Self {
         Self { conditional: false, ..self }
+    }
+
+    /// The same store, written to no faster than `limit` allows.
+    #[must_use]
+    pub fn limited(self, limit: Arc<Limit>) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 
     /// Whether conditional writes are relied on.
@@ -158,7 +178,14 @@ impl Store {
 
     /// Writes an object under a name that no other writer can know, so that writing it twice is harmless.
     pub async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Overwrite).await
+        match self.write(key, payload, PutMode::Overwrite).await {
+            // What may not be changed was written by an attempt whose reply was lost. Under another name it will do.
+            Err(mut e) if e.kind == Kind::Exists => {
+                e.kind = Kind::Unavailable;
+                Err(e)
+            }
+            written => written,
+        }
     }
 
     /// Writes an object unless the name is taken, which is [`Kind::Exists`].
@@ -178,6 +205,9 @@ impl Store {
     async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
         self.counters.puts.fetch_add(1, Relaxed);
         let len = payload.content_length() as u64;
+        if let Some(limit) = &self.limit {
+            limit.take(len).await;
+        }
         let options = PutOptions { mode, ..PutOptions::default() };
         let put = self.inner.put_opts(&Path::from(key), payload, options).await;
         put.map_err(|e| self.error("write", key, e))?;
@@ -254,16 +284,27 @@ impl Store {
 
     /// Everything below `folder`, sorted by name.
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        self.listed(folder, self.inner.list(Some(&Path::from(folder)))).await
+    }
+
+    /// What is below `folder` and sorts after `key`, sorted by name.
+    pub async fn list_after(&self, folder: &str, key: &str) -> Result<Vec<Listed>> {
+        self.listed(folder, self.inner.list_with_offset(Some(&Path::from(folder)), &Path::from(key))).await
+    }
+
+    async fn listed(
+        &self,
+        folder: &str,
+        found: BoxStream<'static, object_store::Result<object_store::ObjectMeta>>,
+    ) -> Result<Vec<Listed>> {
         self.counters.lists.fetch_add(1, Relaxed);
-        let found = self.inner.list(Some(&Path::from(folder)));
         let to_listed =
             |meta: object_store::ObjectMeta| Listed { key: meta.location.into(), size: meta.size };
-        let found: Vec<Listed> = match found.map_ok(to_listed).try_collect().await {
+        let mut found: Vec<Listed> = match found.map_ok(to_listed).try_collect().await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) if self.is_folder() => Vec::new(),
             Err(e) => return Err(self.error("list", folder, e)),
         };
-        let mut found = found;
         found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
     }

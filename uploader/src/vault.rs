@@ -9,13 +9,14 @@
 //! may not be his vault.
 
 use jiff::Timestamp;
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::cipher::{Cipher, DataKey, HEADER, Named, Salt, ring};
 use crate::digest::Digest;
-use crate::keys::{MARKER, wrapped_key};
+use crate::keys::MARKER;
 use crate::store::{self, Store, StoreConfig};
 
 pub use crate::cipher::{Encryption, Secret};
@@ -138,13 +139,13 @@ impl Vault {
         }
         marker.check = marker.check_value(&made.cipher)?;
         let bytes = serde_json::to_vec_pretty(&marker).map_err(|e| unwritable(&store, e))?;
-        match store.create(MARKER, bytes.into()).await {
+        match durable::request(Step::MarkerPut, Op::Put, store.create(MARKER, bytes.into())).await {
             Ok(()) => Ok(made),
             Err(e) if e.kind == Kind::Exists => {
                 // It is ours after all, if a reply was lost.
                 let opened = Self::at(store, protection.secret()).await?;
                 if let Some(id) = made.key_id.filter(|_| opened.id != vault) {
-                    opened.store.delete(&wrapped_key(&id)).await?;
+                    ring::delete(&opened.store, &id).await?;
                 }
                 Ok(opened)
             }

@@ -18,6 +18,7 @@ use super::lock::{self, Access};
 use super::runs::Runs;
 use super::sync::SharedSync;
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
+use crate::durable::{self, Op, Step};
 use crate::log::segment::write_all_vectored_at;
 use crate::{Error, Kind, Result};
 
@@ -38,6 +39,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Of a disk of which nothing but its size can be told.
+    pub(super) fn of_size(size: u64) -> Self {
+        Self { device: 0, inode: 0, size, ctime: 0, ctime_nsec: 0 }
+    }
+
     /// Whether it was changed after `time`, in seconds of the Unix epoch, as far as that can be told.
     pub fn changed_after(&self, time: i64) -> bool {
         self.ctime > time
@@ -137,11 +143,13 @@ impl RawDisk {
             return write_all_vectored_at(&self.file, slices, offset).map(drop);
         }
         self.sync.check()?;
-        self.write_durably(slices, offset).inspect_err(|error| {
-            if !is_refusal(error) {
-                self.sync.fail();
-            }
-        })
+        durable::take(Step::BackingWritten, Op::Sync, || self.write_durably(slices, offset)).inspect_err(
+            |error| {
+                if !is_refusal(error) {
+                    self.sync.fail();
+                }
+            },
+        )
     }
 
     fn write_durably(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
@@ -214,6 +222,14 @@ impl Backing for RawDisk {
     fn drop_cache(&self) {
         // Only clean pages go, which after a failed sync is all that were to be synced.
         let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
+    fn file(&self) -> Option<&Path> {
+        (!self.block_device).then_some(&self.path)
+    }
+
+    fn tells_changes(&self) -> bool {
+        !self.block_device
     }
 }
 
@@ -312,7 +328,7 @@ impl BlockDevice for RawDisk {
         if self.access == Access::ReadOnly {
             return Ok(());
         }
-        self.sync.flush(|| self.file.sync_data())
+        self.sync.flush(|| durable::sync(Step::BackingFlushed, &self.file))
     }
 
     fn extents(&self, offset: u64, len: u64, out: &mut Vec<Extent>) -> io::Result<()> {

@@ -27,7 +27,14 @@ pub fn settings(dir: &Path, name: &str, size: u64, log_limit: Option<u64>) -> Di
     if !path.exists() {
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
     }
-    DiskSettings { name: name.to_owned(), path, log_dir: None, read_only: false, log_limit }
+    DiskSettings {
+        name: name.to_owned(),
+        path,
+        log_dir: None,
+        read_only: false,
+        log_limit,
+        upstream: Default::default(),
+    }
 }
 
 /// A machine of `disks` in `dir`.
@@ -62,20 +69,34 @@ pub enum End {
 impl TrackedDisk {
     /// The first half of a write: it has its room and its record, and nothing of it is on the backing.
     pub fn begin_write(&self, offset: u64, data: &[u8]) -> HalfWritten {
+        let half = self.take_room(offset, data);
+        self.record(&half);
+        half
+    }
+
+    /// The first quarter: it has its room.
+    pub fn take_room(&self, offset: u64, data: &[u8]) -> HalfWritten {
         let range = offset..offset + data.len() as u64;
-        let entry = [Entry { offset, len: data.len() as u64, data: Some(data) }];
+        let entry = Entry { offset, len: data.len() as u64, data: Some(data) };
         loop {
             let mut tracker = self.lock();
-            if let Reserve::Ready(room) = tracker.reserve(1, entry[0].record_bytes()) {
+            if let Reserve::Ready(room) = tracker.reserve(1, entry.record_bytes()) {
                 let ticket = tracker.ranges.take(std::iter::once(range.clone()));
-                drop(tracker);
-                room.file.append(room.at, room.first, &entry).unwrap();
-                self.lock().appended(&room);
                 return HalfWritten { room, ticket, offset, data: data.to_vec() };
             }
             drop(tracker);
             self.make_spare().unwrap();
         }
+    }
+
+    /// The second quarter: it has its record.
+    pub fn record(&self, half: &HalfWritten) {
+        let HalfWritten { room, offset, data, .. } = half;
+        let entry = Entry { offset: *offset, len: data.len() as u64, data: Some(data) };
+        room.file.append(room.at, room.first, &[entry]).unwrap();
+        let mut tracker = self.lock();
+        tracker.appended(room);
+        self.unlock(tracker);
     }
 
     /// The second half: on the backing, marked, answered.
@@ -115,6 +136,15 @@ pub struct Replica {
     pub known: BTreeMap<String, Uuid>,
 }
 
+/// What a cycle has taken, before it is committed.
+struct Shipped {
+    /// Of the syncs.
+    scopes: Vec<SyncScope>,
+    /// The disks that they make exact, under which tracking id.
+    ended: Vec<(String, Uuid)>,
+    cut: Uuid,
+}
+
 impl Replica {
     /// Brings every disk that is not exact up by a sync, then cuts and applies. Returns the scopes of the syncs.
     pub fn cycle(&mut self, machine: &Machine) -> Result<Vec<SyncScope>> {
@@ -124,6 +154,33 @@ impl Replica {
     /// The same, ending where the uploader may die.
     pub fn cycle_until(&mut self, machine: &Machine, end: End) -> Result<Vec<SyncScope>> {
         let before = (self.disks.clone(), self.known.clone());
+        let shipped = self.ship(machine);
+        if shipped.is_err() || end == End::Abandoned {
+            (self.disks, self.known) = before;
+        }
+        let Shipped { scopes, ended, cut } = shipped?;
+        if end == End::Abandoned {
+            // Within a sync a cut is released as soon as it is uploaded, whatever becomes of the sync.
+            if !scopes.is_empty() {
+                machine.release(cut)?;
+            }
+            return Ok(scopes);
+        }
+        for (disk, tracking) in &ended {
+            self.known.insert(disk.clone(), *tracking);
+        }
+        if end == End::Committed {
+            return Ok(scopes);
+        }
+        for (disk, tracking) in ended {
+            machine.end_sync(&disk, tracking)?;
+        }
+        machine.release(cut)?;
+        Ok(scopes)
+    }
+
+    /// All that a point consists of.
+    fn ship(&mut self, machine: &Machine) -> Result<Shipped> {
         let mut scopes = Vec::new();
         let mut ended = Vec::new();
         for disk in machine.info().disks {
@@ -143,25 +200,7 @@ impl Replica {
         for disk in &cut.disks {
             self.apply(disk)?;
         }
-        if end == End::Abandoned {
-            // Within a sync a cut is released as soon as it is uploaded, whatever becomes of the sync.
-            if !scopes.is_empty() {
-                machine.release(cut.id)?;
-            }
-            (self.disks, self.known) = before;
-            return Ok(scopes);
-        }
-        for (disk, tracking) in &ended {
-            self.known.insert(disk.clone(), *tracking);
-        }
-        if end == End::Committed {
-            return Ok(scopes);
-        }
-        for (disk, tracking) in ended {
-            machine.end_sync(&disk, tracking)?;
-        }
-        machine.release(cut.id)?;
-        Ok(scopes)
+        Ok(Shipped { scopes, ended, cut: cut.id })
     }
 
     /// Replays a cut's segments.
@@ -280,7 +319,8 @@ impl BlockDevice for FailingDisk {
         self.inner.size()
     }
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        let able = self.inner.capabilities();
+        Capabilities { fast_zero: able.fast_zero && !self.failing.load(Ordering::SeqCst), ..able }
     }
     fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
         self.inner.try_read(buf, offset)

@@ -12,12 +12,13 @@ use std::sync::Mutex;
 use super::format::Header;
 use super::reader::SegmentReader;
 use super::segment::SegmentFile;
+use crate::durable::{self, Step};
 use crate::{Error, Kind, Result};
 
 /// How many used files are kept for reuse: as many as the last cut gave back, within these bounds.
 const FEWEST_BLANKS: usize = 2;
 const MOST_BLANKS: usize = 16;
-/// See `keep_reserve`.
+/// See `has_room`.
 const RESERVE_CEILING: u64 = 1 << 30;
 
 /// A disk's segments on disk.
@@ -60,14 +61,10 @@ impl Folder {
         let path = self.dir.join(format!("{:012}.seg", header.segment));
         let blank = self.blanks().pop();
         if let Some(blank) = blank {
-            fs::rename(&blank, &path).map_err(|error| Error::io("reuse a segment file", &blank, error))?;
+            durable::rename(Step::SegmentReused, &blank, &path)
+                .map_err(|error| Error::io("reuse a segment file", &blank, error))?;
         }
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
+        let file = durable::open_or_create(Step::SegmentMade, &path)
             .map_err(|error| Error::io("create the segment", &path, error))?;
         let begun = self.allocate(&file, &path).and_then(|()| SegmentFile::begin(file, path.clone(), header));
         if begun.is_err() {
@@ -138,7 +135,8 @@ impl Folder {
         file.write_all_at(&[0; 16], 0).map_err(|error| Error::io("wipe the segment header", path, error))?;
         // A name of its own: segment numbers may start again after everything was retired.
         let blank = self.dir.join(format!("{}.blank", uuid::Uuid::new_v4()));
-        fs::rename(path, &blank).map_err(|error| Error::io("keep the segment file", path, error))?;
+        durable::rename(Step::SegmentKept, path, &blank)
+            .map_err(|error| Error::io("keep the segment file", path, error))?;
         self.blanks().push(blank);
         Ok(())
     }
@@ -156,8 +154,7 @@ impl Folder {
 
     /// Makes the folder's entries durable.
     pub fn sync(&self) -> Result<()> {
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
+        durable::sync_folder(Step::LogClosed, &self.dir)
             .map_err(|error| Error::io("sync the log folder", &self.dir, error))
     }
 
@@ -174,12 +171,11 @@ impl Folder {
         }
     }
 
-    /// The log leaves some of its file system free: 2 %, at most 1 GiB.
     fn keep_reserve(&self, path: &Path) -> Result<()> {
         let space = rustix::fs::statvfs(&self.dir)
             .map_err(|error| Error::io("look at the free space beside", path, error.into()))?;
-        let reserve = (space.f_blocks * space.f_frsize / 50).min(RESERVE_CEILING);
-        if space.f_bavail * space.f_frsize < reserve + self.segment_bytes {
+        let (total, free) = (space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize);
+        if !has_room(total, free, self.segment_bytes) {
             return Err(Error::io("allocate the segment", path, std::io::ErrorKind::StorageFull.into())
                 .remedy("free space there, or set log_dir to a folder on another file system"));
         }
@@ -189,6 +185,11 @@ impl Folder {
     fn blanks(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
         self.blanks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Whether `needed` bytes can be taken from a file system. The log leaves some of it free: 2 %, at most 1 GiB.
+pub(super) fn has_room(total: u64, free: u64, needed: u64) -> bool {
+    free >= needed + (total / 50).min(RESERVE_CEILING)
 }
 
 /// Whether the file at `path` never became a segment: its magic was not written yet.
@@ -214,9 +215,7 @@ fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("remove the segment", path, error)),
-    }
+    durable::remove(Step::SegmentRemoved, path)
+        .map(drop)
+        .map_err(|error| Error::io("remove the segment", path, error))
 }

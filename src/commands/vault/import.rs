@@ -27,7 +27,7 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
     let here =
         VaultConfig { url: super::seed::url(&args.dir)?, key: target.key.clone(), ..VaultConfig::default() };
     let seed = crate::vault::open(&here).await?;
-    let target = store::open(&crate::vault::store_config(&target), true)?;
+    let target = store::open(&crate::vault::store_config(&target)?, true)?;
     let bar = Bar::bytes("importing", context.json);
     let imported = seed::import(&seed, &target, &|done, total| bar.at(done, total)).await;
     bar.end();

@@ -8,6 +8,7 @@
 //! two keys, one moment) what was removed is written back.
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
@@ -87,7 +88,14 @@ pub async fn add(vault: &Vault, secret: &Secret, host: &str) -> Result<WrappedKe
 
 /// Writes a wrapped key under its name, which was drawn for it.
 pub(crate) async fn write(store: &Store, wrapped: &WrappedKey) -> Result<()> {
-    store.put(&keys::wrapped_key(&wrapped.id), wrapped.encode()?.into()).await
+    let (key, bytes) = (keys::wrapped_key(&wrapped.id), wrapped.encode()?);
+    durable::request(Step::KeyPut, Op::Put, store.put(&key, bytes.into())).await
+}
+
+/// Removes a wrapped key.
+pub(crate) async fn delete(store: &Store, id: &str) -> Result<()> {
+    let key = keys::wrapped_key(id);
+    durable::request(Step::KeyRemoved, Op::Delete, store.delete(&key)).await
 }
 
 /// Takes the wrapped key `id` away, unless nothing would open the vault then.
@@ -105,7 +113,7 @@ pub async fn remove(vault: &Vault, id: &str) -> Result<()> {
     if key.vault == vault.id && !opens(&there) {
         return Err(last(vault, id));
     }
-    vault.store.delete(&keys::wrapped_key(id)).await?;
+    delete(&vault.store, id).await?;
     if key.vault == vault.id && !opens(&all(&vault.store).await?) {
         write(&vault.store, key).await?;
         return Err(last(vault, id));

@@ -79,11 +79,12 @@ impl ObjectStore for Lying {
                 return Err(Error::Generic { store: "lying", source: "413 Payload Too Large".into() });
             }
             Lie::IgnoresCondition => opts.mode = PutMode::Overwrite,
-            Lie::ChecksBeforeItWrites if opts.mode == PutMode::Create => {
-                if self.inner.get_opts(key, GetOptions::default()).await.is_err() {
-                    tokio::task::yield_now().await;
-                    opts.mode = PutMode::Overwrite;
-                }
+            Lie::ChecksBeforeItWrites
+                if opts.mode == PutMode::Create
+                    && self.inner.get_opts(key, GetOptions::default()).await.is_err() =>
+            {
+                tokio::task::yield_now().await;
+                opts.mode = PutMode::Overwrite;
             }
             _ => {}
         }

@@ -2,6 +2,7 @@
 //!
 //! `LIFEBOAT_ROUNDS` is the number of cases of the property (30; 1,000 in `scripts/soak`).
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -10,6 +11,7 @@ use crate::device::{BlockDevice, ZeroMode};
 use crate::disk::TrackedDisk;
 use crate::disk::testing::losing::{LosingDisk, Platter};
 use crate::disk::testing::{End, Replica, settings, write};
+use crate::durable::failpoint::{self, ANY, Action, arm};
 use crate::machine::Machine;
 use crate::tracking::SyncScope;
 
@@ -31,14 +33,24 @@ enum Step {
     Kill,
     Close,
     PowerLoss(u64),
+    /// The proxy dies at the so manieth failpoint that it passes in this step, or after the step, and the host with it or not.
+    Dies(Box<Step>, u64, Option<u64>),
     /// The proxy is down, after a clean close or not, and somebody takes a file of its folder away.
     Vanishes(bool, &'static str),
 }
 
-/// Files of the folder: by name, or of the segments the first, the last or all.
-const FILES: [&str; 7] = ["state", "intent", "ends", "bitmap", "first", "last", "all"];
+/// Files of the folder: by name, or of the segments the first, one in the middle, the last or all.
+const FILES: [&str; 8] = ["state", "intent", "ends", "bitmap", "first", "middle", "last", "all"];
 
 fn step() -> impl Strategy<Value = Step> {
+    let dies = (calm(), 1..24u64, prop::option::of(any::<u64>()));
+    prop_oneof![
+        4 => calm(),
+        1 => dies.prop_map(|(step, nth, power)| Step::Dies(Box::new(step), nth, power)),
+    ]
+}
+
+fn calm() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => (0..SIZE - 70_000, any::<u8>(), 1..70_000usize).prop_map(|(at, byte, len)| Step::Write(at, byte, len)),
         2 => (0..SIZE - 1, 1..2_000_000u64).prop_map(|(at, len)| Step::Zero(at, len.min(SIZE - at))),
@@ -57,7 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-struct Host {
+pub(super) struct Host {
     dir: tempfile::TempDir,
     platter: Arc<Mutex<Platter>>,
     boot: u32,
@@ -65,32 +77,54 @@ struct Host {
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut host = Self { dir, platter: Arc::default(), boot: 0, machine: None };
         host.open();
         host
     }
 
-    fn open(&mut self) {
+    pub(super) fn open(&mut self) {
         // The last proxy is gone before the next one opens the disk.
         self.machine = None;
         let settings = settings(self.dir.path(), "d", SIZE, Some(1 << 30));
         let backing = LosingDisk::open(&settings.path, &self.platter);
-        let disk = TrackedDisk::open_on(Box::new(backing), "m", &settings, &self.boot.to_string()).unwrap();
+        let opened = TrackedDisk::open_on(Box::new(backing), "m", &settings, &self.boot.to_string());
+        let Some(disk) = unless_dead(opened) else { return };
         self.machine = Some(Machine::over("m".to_owned(), vec![Arc::new(disk)]));
     }
 
-    fn machine(&self) -> &Machine {
+    pub(super) fn machine(&self) -> &Machine {
         self.machine.as_ref().unwrap()
     }
 
-    fn disk(&self) -> &TrackedDisk {
+    pub(super) fn disk(&self) -> &TrackedDisk {
         self.machine().disk("d").unwrap()
     }
 
+    /// A sync of the disk fails, and what it was to make durable is gone.
+    pub(super) fn fail_sync(&self) {
+        self.platter.lock().unwrap().fail_sync = true;
+        assert!(self.disk().flush().is_err());
+        self.platter.lock().unwrap().fail_sync = false;
+    }
+
+    /// Where the log is.
+    pub(super) fn log_folder(&self) -> PathBuf {
+        self.dir.path().join("lifeboat-logs/m/d")
+    }
+
+    /// Somebody writes while the proxy is down, and does not sync.
+    pub(super) fn write_outside(&mut self, offset: u64, data: &[u8]) {
+        self.machine = None;
+        let backing = LosingDisk::open(&self.dir.path().join("d.img"), &self.platter);
+        write(&backing, offset, data).unwrap();
+        drop(backing);
+        self.open();
+    }
+
     /// The host loses power: unsynced sectors are kept or lost as `seed` says, and the log, never synced, with them.
-    fn lose_power(&mut self, seed: u64) {
+    pub(super) fn lose_power(&mut self, seed: u64) {
         self.machine = None;
         let mut random = seed | 1;
         self.platter.lock().unwrap().lose_power(|| {
@@ -99,7 +133,7 @@ impl Host {
             random ^= random << 17;
             random & 1 == 1
         });
-        for entry in std::fs::read_dir(self.dir.path().join("lifeboat-logs/m/d")).unwrap() {
+        for entry in std::fs::read_dir(self.log_folder()).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "seg") && seed & 2 == 0 {
                 std::fs::write(path, b"what the file system had not written yet").unwrap();
@@ -112,19 +146,15 @@ impl Host {
     fn apply(&mut self, step: &Step, replica: &mut Replica) {
         let disk = self.disk();
         match step {
-            Step::Write(at, byte, len) => write(disk, *at, &vec![*byte; *len]).unwrap(),
-            Step::Zero(at, len) => disk.zero(*at, *len, ZeroMode::default()).unwrap(),
+            Step::Write(at, byte, len) => drop(unless_dead(write(disk, *at, &vec![*byte; *len]))),
+            Step::Zero(at, len) => drop(unless_dead(disk.zero(*at, *len, ZeroMode::default()))),
             // Flushes fail for good once one has failed; the guest has to live with that.
             Step::Flush => drop(disk.flush()),
             Step::Clear => (disk.clear_intent(), disk.clear_intent()).0,
             Step::Cycle(end) => drop(replica.cycle_until(self.machine(), *end)),
             Step::LostCut => drop(self.machine().cut()),
-            Step::LogBreaks => disk.stop_logging("the test says so").unwrap(),
-            Step::SyncFails => {
-                self.platter.lock().unwrap().fail_sync = true;
-                assert!(disk.flush().is_err());
-                self.platter.lock().unwrap().fail_sync = false;
-            }
+            Step::LogBreaks => drop(unless_dead(disk.stop_logging("the test says so"))),
+            Step::SyncFails => self.fail_sync(),
             Step::Kill => self.open(),
             Step::Close => {
                 // After a failed sync there is no clean close.
@@ -132,6 +162,15 @@ impl Host {
                 self.open();
             }
             Step::PowerLoss(seed) => self.lose_power(*seed),
+            Step::Dies(step, nth, power) => {
+                let armed = arm(&[(ANY, Action::Die, *nth)]);
+                self.apply(step, replica);
+                drop(armed);
+                match power {
+                    Some(seed) => self.lose_power(*seed),
+                    None => self.open(),
+                }
+            }
             Step::Vanishes(clean, which) => {
                 if *clean {
                     drop(self.machine().close());
@@ -144,13 +183,15 @@ impl Host {
     }
 
     fn take_away(&self, which: &str) {
-        let folder = self.dir.path().join("lifeboat-logs/m/d");
+        let folder = self.log_folder();
         let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
         let mut segments: Vec<_> =
             names.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
         segments.sort();
         let gone = match which {
             "first" => segments.drain(..1.min(segments.len())).collect(),
+            "middle" if segments.len() > 2 => vec![segments.remove(1)],
+            "middle" => Vec::new(),
             "last" => segments.pop().into_iter().collect(),
             "all" => segments,
             name => vec![folder.join(name)],
@@ -160,12 +201,18 @@ impl Host {
     }
 
     /// The next point is the disk, byte for byte.
-    fn check(&self, replica: &mut Replica) {
+    pub(super) fn check(&self, replica: &mut Replica) {
         replica.cycle(self.machine()).unwrap();
         let platter = self.platter.lock().unwrap();
         let wrong = platter.cache.iter().zip(&replica.disks["d"]).position(|(disk, vault)| disk != vault);
         assert_eq!(wrong, None, "the vault differs from the disk at this byte");
     }
+}
+
+/// What came of a step that must succeed, unless the proxy died in it.
+fn unless_dead<T, E: std::fmt::Debug>(result: Result<T, E>) -> Option<T> {
+    assert!(result.is_ok() || failpoint::is_dead(), "{:?}", result.err());
+    result.ok()
 }
 
 fn cases() -> u32 {
@@ -224,8 +271,9 @@ fn an_intent_map_that_cannot_be_written_is_foregone_only_when_the_next_open_will
     let mut host = Host::new();
     let mut replica = Replica::default();
     host.check(&mut replica);
-    host.disk().intent.refuse(true);
+    let refused = arm(&[("IntentWritten.Sync.before", Action::Fail, 0)]);
     write(host.disk(), 5_000_000, &[1; 4096]).unwrap();
+    drop(refused);
     let info = host.machine().info().disks.remove(0);
     assert!(!info.logged && info.cause.contains("intent map"), "{info:?}");
     host.lose_power(1);
@@ -238,9 +286,10 @@ fn when_neither_can_be_recorded_a_note_beside_the_image_voids_them() {
     let mut host = Host::new();
     let mut replica = Replica::default();
     host.check(&mut replica);
-    host.disk().intent.refuse(true);
-    host.disk().state.refuse(true);
+    let points = ["IntentWritten.Sync.before", "StateWritten.Sync.before"];
+    let refused = arm(&points.map(|point| (point, Action::Fail, 0)));
     write(host.disk(), 5_000_000, &[1; 4096]).unwrap();
+    drop(refused);
     assert!(host.dir.path().join(".d.img.lifeboat-void").exists());
     host.open();
     assert!(host.machine().info().disks[0].cause.contains("could not be recorded"));
@@ -302,5 +351,17 @@ fn a_damaged_log_stays_damaged_until_the_state_says_that_it_does_not_count() {
     std::fs::write(&state, before).unwrap();
     host.open();
     assert!(!host.machine().info().disks[0].logged);
+    host.check(&mut replica);
+}
+
+#[test]
+fn what_a_failed_sync_left_in_the_page_cache_is_not_copied_even_if_nothing_tells_of_it() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    write(host.disk(), 0, &[1]).unwrap();
+    host.apply(&Step::SyncFails, &mut replica);
+    host.apply(&Step::Vanishes(false, "state"), &mut replica);
+    host.check(&mut replica);
+    host.lose_power(3);
     host.check(&mut replica);
 }
