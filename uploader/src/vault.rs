@@ -5,6 +5,11 @@
 //! noticed even when the URL is the same; and how content is encrypted. If it is, a *check value* marks all that under the data
 //! key: a wrong key, or a marker that somebody changed, is noticed before anything else is read.
 //!
+//! ```text
+//! {"format":1, "vault":"<uuid>", "encryption":"none" or "aes-256-gcm", "created":"<time>",
+//!  "check":{"salt":"<32 hex>", "mark":"<32 hex>"}}      of an encrypted vault: marks the text "format vault encryption created"
+//! ```
+//!
 //! How a vault is opened and what its marker says must agree. Who has a key and finds the marker saying "not encrypted" stops: it
 //! may not be his vault.
 
