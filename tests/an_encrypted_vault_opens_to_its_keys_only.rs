@@ -144,6 +144,9 @@ fn an_encrypted_object_is_inspected_with_the_key_and_as_far_as_it_is_clear_witho
         assert!(open["type"] == "entry" || open["type"] == "delta", "{open}");
         let by_url = said(bare(&["inspect", &path, "--vault", &site.vault(), "--key-file", &key, "--json"]));
         assert_eq!(by_url.json(), open);
+        let copy = at.path().join("copy");
+        std::fs::copy(&path, &copy).unwrap();
+        assert_eq!(site.ok(&["inspect", &copy.display().to_string(), "--json"]).json(), open);
         let sealed = said(bare(&["inspect", &path, "--json"]));
         let sealed = sealed.json();
         assert_eq!(sealed["type"], format!("sealed-{}", open["type"].as_str().unwrap()));

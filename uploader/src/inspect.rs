@@ -90,12 +90,15 @@ pub fn describe(path: &Path, vault: Option<&Vault>) -> Result<Description> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
     let object = path.display().to_string();
     let Some(vault) = vault.filter(|_| is_sealed(&bytes)) else { return clear(&object, &bytes) };
-    // An entry is bound to its name, which its header says; a delta is not.
-    let key = if bytes.starts_with(&point::MAGIC) {
-        let header = point::clear_header(&object, &bytes)?;
-        keys::line_entry(&keys::line_folder(&header.machine), header.number)
-    } else {
-        String::new()
+    // An entry is bound to its name: that of the file as it lies in a vault, or, of a copy, what its header says. A delta is not.
+    let in_vault = object.rfind(&format!("/{}/", keys::MACHINES)).map(|at| object[at + 1..].to_owned());
+    let key = match in_vault {
+        Some(key) => key,
+        None if bytes.starts_with(&point::MAGIC) => {
+            let header = point::clear_header(&object, &bytes)?;
+            keys::line_entry(&keys::line_folder(&header.machine), header.number)
+        }
+        None => String::new(),
     };
     decode(&Named { cipher: vault.cipher.clone(), key, object }, &bytes)
 }

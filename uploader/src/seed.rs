@@ -102,8 +102,9 @@ async fn plan(seed: &Vault, target: &Store, machine: &str) -> Result<Plan> {
         .map(|object| (object.key, object.size))
         .collect();
     let (mut plan, mut both) = (Plan { first: Vec::new(), entries: Vec::new(), present: 0 }, Vec::new());
+    let lines = [keys::line_folder(machine), keys::branches_folder(machine)];
     for object in seed.store.list(&keys::machine_folder(machine)).await? {
-        let entry = object.key.starts_with(&keys::line_folder(machine));
+        let entry = lines.iter().any(|folder| object.key.starts_with(folder));
         match there.get(&object.key) {
             Some(_) if entry => both.push(object.key),
             // A name is never used for two contents; what is shorter is no object but a torn file.
