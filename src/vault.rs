@@ -67,7 +67,8 @@ fn overlay(options: &mut BTreeMap<String, String>, over: BTreeMap<String, String
     let states = |name: &str| over.keys().any(|other| means_the_same(other, name));
     // A token belongs to the key that it came with.
     let another_key = states("aws_access_key_id");
-    options.retain(|name, _| !states(name) && !(another_key && means_the_same(name, "aws_session_token")));
+    let outlived = |name: &str| another_key && means_the_same(name, "aws_session_token");
+    options.retain(|name, _| !states(name) && !outlived(name));
     options.extend(over);
 }
 

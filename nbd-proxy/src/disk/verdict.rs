@@ -63,18 +63,13 @@ pub fn judge(
 ) -> Result<Verdict> {
     let now = backing.found();
     let anew = |cause: &str| Ok(Verdict::Anew(cause.to_owned()));
-    // A sync may have failed, or that it did could not be recorded: what the page cache shows since may not be on the disk.
+    // A sync failed, or it is not known whether one did: what the page cache shows since may not be on the disk.
     if was.damaged || void.is_some() || was.state.as_ref().is_none_or(|state| state.sync_failed) {
         backing.drop_cache();
     }
+    const DAMAGED: &str = "the state of its tracking is damaged";
     let Some(state) = &was.state else {
-        // Nor is it known whether a sync had failed.
-        backing.drop_cache();
-        return anew(if was.damaged {
-            "the state of its tracking is damaged"
-        } else {
-            "new disk, or the state of its tracking was lost"
-        });
+        return anew(if was.damaged { DAMAGED } else { "new disk, or the state of its tracking was lost" });
     };
     if now.size < state.image.size {
         return Err(shrunk(backing.path(), state.image.size, now.size));
@@ -90,8 +85,7 @@ pub fn judge(
     }
     // A power loss tears only a record that nobody relied on yet; a kill tears none.
     if was.damaged && state.boot == era.boot {
-        backing.drop_cache();
-        return anew("the state of its tracking is damaged");
+        return anew(DAMAGED);
     }
     let rebooted = state.boot != era.boot;
     if state.clean {

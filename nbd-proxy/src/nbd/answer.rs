@@ -116,7 +116,7 @@ impl<T> Replies<T> {
     }
 
     /// A request goes out under `cookie`, which no other has had.
-    pub fn expect(&mut self, cookie: Cookie, question: Question, ticket: T) {
+    pub fn ask(&mut self, cookie: Cookie, question: Question, ticket: T) {
         let len = if let Question::Read { len, .. } = question { len } else { 0 };
         let (covered, runs) = (Vec::new(), Vec::new());
         let data = vec![0; len];
