@@ -26,7 +26,7 @@ use uploader::replicate::{OnFenced, ResyncWindow};
 use uploader::store::limit::Hours;
 
 pub use backings::check_backings;
-pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING};
+pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING, host_name};
 pub use units::parse_span;
 
 /// Everything the file says, defaults filled in.
@@ -53,8 +53,8 @@ pub struct Config {
 pub struct VaultConfig {
     /// `file://`, `s3://` or `azure://`.
     pub url: String,
-    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
-    pub unencrypted: bool,
+    /// How its content is protected.
+    pub key: VaultKey,
     /// A PEM file with the authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
     /// Plain http to a host that is not loopback is allowed.
@@ -80,6 +80,20 @@ pub struct ProxyConfig {
     pub max_connections: Option<usize>,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
+}
+
+/// How a vault's content is protected, as the file or the command line says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VaultKey {
+    /// Not said: what is there may be read if it is not encrypted, or if the environment or a person at the terminal has a passphrase.
+    #[default]
+    Unstated,
+    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
+    Unencrypted,
+    /// By the key in this file.
+    File(PathBuf),
+    /// By the passphrase in this file.
+    PassphraseFile(PathBuf),
 }
 
 /// One protected machine.

@@ -76,6 +76,8 @@ pub struct File {
 pub struct Vault {
     pub url: String,
     pub encryption: Option<String>,
+    pub key_file: Option<PathBuf>,
+    pub passphrase_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
     pub credentials_file: Option<PathBuf>,
     #[serde(default)]
@@ -202,8 +204,8 @@ pub fn parse(path: &Path, text: &str) -> Result<File> {
 }
 
 fn remedy(message: &str) -> &'static str {
-    if message.contains("unknown field `key_file`") || message.contains("`passphrase`") {
-        "this version does not encrypt; write encryption = \"none\" to make a vault whose content is readable"
+    if message.contains("`passphrase`") {
+        "a passphrase stands in a file of its own: passphrase_file = \"/etc/lifeboat/passphrase\""
     } else if message.contains("unknown field") {
         "the table of keys is in docs/operations.md"
     } else {

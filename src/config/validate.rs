@@ -12,7 +12,9 @@ use uploader::replicate::OnFenced;
 use uploader::store::limit::Hours;
 
 use super::settings::{self, File};
-use super::{Config, DiskConfig, ListenAt, MachineConfig, Policy, ProxyConfig, VaultConfig, refuse};
+use super::{
+    Config, DiskConfig, ListenAt, MachineConfig, Policy, ProxyConfig, VaultConfig, VaultKey, refuse,
+};
 
 /// Checks `file`, read from `path`, and fills its defaults in.
 pub fn validate(path: &Path, file: File) -> Result<Config> {
@@ -56,15 +58,7 @@ impl Default for Policy {
 }
 
 fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
-    let unencrypted = match raw.encryption.as_deref() {
-        None => false,
-        Some("none") => true,
-        Some(other) => {
-            let message = format!("encryption = \"{other}\" is unknown");
-            let remedy = "this version does not encrypt; the only value is \"none\"";
-            return Err(refuse(path, "vault.encryption", message, remedy));
-        }
-    };
+    let key = vault_key(path, raw.encryption.as_deref(), raw.key_file, raw.passphrase_file)?;
     if let Some(ca_file) = &raw.ca_file {
         absolute(path, "vault.ca_file", ca_file)?;
     }
@@ -73,7 +67,7 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
     }
     let vault = VaultConfig {
         url: raw.url,
-        unencrypted,
+        key,
         ca_file: raw.ca_file,
         credentials_file: raw.credentials_file,
         allow_http: raw.allow_http,
@@ -89,6 +83,36 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
     };
     crate::vault::check_url(&vault.url).map_err(|error| in_file(path, error))?;
     Ok(vault)
+}
+
+fn vault_key(
+    path: &Path,
+    encryption: Option<&str>,
+    key_file: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+) -> Result<VaultKey> {
+    let file = |key, file: PathBuf| absolute(path, key, &file).map(|()| file);
+    match (encryption, key_file, passphrase_file) {
+        (None, None, None) => Ok(VaultKey::Unstated),
+        (Some("none"), None, None) => Ok(VaultKey::Unencrypted),
+        (None, Some(key), None) => file("vault.key_file", key).map(VaultKey::File),
+        (None, None, Some(words)) => file("vault.passphrase_file", words).map(VaultKey::PassphraseFile),
+        (Some(other), None, None) => {
+            let message = format!("encryption = \"{other}\" is unknown");
+            let remedy =
+                "name a key_file or a passphrase_file, which encrypts; the only value here is \"none\"";
+            Err(refuse(path, "vault.encryption", message, remedy))
+        }
+        _ => {
+            let message = "two of encryption, key_file and passphrase_file contradict each other";
+            Err(refuse(
+                path,
+                "vault",
+                message,
+                "keep one: a key_file, a passphrase_file, or encryption = \"none\"",
+            ))
+        }
+    }
 }
 
 fn tls(path: &Path, raw: settings::Tls) -> Result<TlsFiles> {

@@ -27,6 +27,7 @@ pub mod listing;
 pub mod point;
 pub mod replicate;
 pub mod restore;
+pub mod seed;
 pub mod source;
 pub mod store;
 pub mod usage;
