@@ -108,11 +108,3 @@ impl StateFile {
         })
     }
 }
-
-#[cfg(test)]
-impl StateFile {
-    /// Makes every write fail while `refusing`.
-    pub fn refuse(&self, refusing: bool) {
-        self.slots.refuse(refusing);
-    }
-}
