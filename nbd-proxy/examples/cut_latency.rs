@@ -89,7 +89,14 @@ fn disk(dir: &Path, number: usize) -> DiskSettings {
         std::fs::write(&path, vec![1; usize::try_from(SIZE).expect("a size")]).expect("an image");
     }
     let log_limit = Some(8 << 30);
-    DiskSettings { name: number.to_string(), path, log_dir: None, read_only: false, log_limit }
+    DiskSettings {
+        name: number.to_string(),
+        path,
+        log_dir: None,
+        read_only: false,
+        log_limit,
+        upstream: Default::default(),
+    }
 }
 
 /// When each write began and ended.

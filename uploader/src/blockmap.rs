@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use nbd_proxy::{Error, Kind, Result};
 
+use crate::branches::{self, Branch};
 use crate::commit;
 use crate::delta::format::IndexRef;
 use crate::delta::reader::{DeltaReader, Place};
@@ -196,17 +197,45 @@ pub(crate) struct Chain<'a> {
     vault: &'a Vault,
     machine: &'a str,
     line: Line,
+    /// The branch that the first point stands on; `line` is its entries as long as ancestors stand there too.
+    branch: Option<Branch>,
     ahead: BTreeMap<u64, Result<Option<Ancestor>>>,
     misses: usize,
 }
 
 impl<'a> Chain<'a> {
     pub fn new(vault: &'a Vault, machine: &'a str) -> Self {
-        Self { vault, machine, line: commit::line(vault, machine), ahead: BTreeMap::new(), misses: 0 }
+        Self {
+            vault,
+            machine,
+            line: commit::line(vault, machine),
+            branch: None,
+            ahead: BTreeMap::new(),
+            misses: 0,
+        }
     }
 
-    /// The point `id`, which has the mark that its child says. Going to ever lower numbers, most are there already.
+    /// The point `id`, wherever it stands, which has the mark that its child says.
     pub async fn entry(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
+        if self.branch.take_if(|branch| !branch.holds(id)).is_some() {
+            // From the fork on down it is the line.
+            self.line = commit::line(self.vault, self.machine);
+            self.ahead.clear();
+        }
+        let found = self.here(id, mark).await;
+        let elsewhere = matches!(&found, Err(e) if matches!(e.kind, Kind::NotFound | Kind::Corrupt));
+        if !elsewhere || self.branch.is_some() {
+            return found;
+        }
+        let Some(branch) = branches::holding(self.vault, self.machine, id).await? else { return found };
+        self.line = branch.line(self.vault, self.machine);
+        self.branch = Some(branch);
+        self.ahead.clear();
+        self.here(id, mark).await
+    }
+
+    /// The point `id` of this line. Going to ever lower numbers, most are there already.
+    async fn here(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
         self.ahead.retain(|number, _| *number <= id.number);
         if !self.ahead.contains_key(&id.number) {
             // The first point may be its own base: look further only when it is not.

@@ -9,6 +9,7 @@
 //! hands in settings as plain data and polls what it gets.
 
 pub mod blockmap;
+pub mod branches;
 pub mod changes;
 pub mod check;
 pub mod cipher;
@@ -16,6 +17,7 @@ pub mod clock;
 pub mod commit;
 pub mod delta;
 pub mod digest;
+pub mod elapsed;
 pub mod inspect;
 pub mod intervals;
 pub mod jobs;
@@ -25,6 +27,7 @@ pub mod listing;
 pub mod point;
 pub mod replicate;
 pub mod restore;
+pub mod seed;
 pub mod source;
 pub mod store;
 pub mod usage;

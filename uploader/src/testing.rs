@@ -13,7 +13,7 @@ use crate::blockmap::{self, Held};
 use crate::cipher::{Cipher, DataKey};
 use crate::keys::PointId;
 use crate::store::Store;
-use crate::vault::{Encryption, Vault};
+use crate::vault::{Protection, Vault};
 
 pub(crate) use faults::{Ask, Fault, Faulty};
 pub(crate) use lying::{Lie, Lying};
@@ -81,7 +81,7 @@ pub(crate) fn test_cipher() -> Cipher {
 }
 
 pub(crate) async fn vault_in(store: Arc<dyn object_store::ObjectStore>) -> Vault {
-    let vault = Vault::at_or_create(Store::new(store, "memory://test"), Encryption::None).await.unwrap();
+    let vault = Vault::at_or_create(Store::new(store, "memory://test"), &Protection::None).await.unwrap();
     Vault { cipher: test_cipher(), ..vault }
 }
 

@@ -1,9 +1,9 @@
 //! A disk whose every write is known: the decorator between the NBD server and the backing.
 //!
 //! Files and their questions: `write` — what happens to a request; `switch` — how logging stops and starts again; `mark` — how
-//! the intent map is kept ahead of the writes; `recover`, `verdict` and `left` — what an open finds after a crash; `tracker` and `intent` —
-//! the state behind them, without I/O. `state` and `intent::file` (both over `slots`), `ends`, `bitmap_file` and `void` are what
-//! survives a restart; `relocate` — what if their folder goes away.
+//! the intent map is kept ahead of the writes; `power` — what a backing loses that is not here; `recover`, `verdict` and `left` — what an
+//! open finds after a crash; `tracker` and `intent` — the state behind them, without I/O. `state` and `intent::file` (both over `slots`),
+//! `ends`, `bitmap_file`, `sample` and `void` are what survives a restart; `relocate` — what if their folder goes away.
 //!
 //! Invariants, each with the test that holds it:
 //! * An acknowledged write is on the backing and has a record, or is marked in a bitmap of an unlogged stretch
@@ -18,9 +18,11 @@ mod ends;
 mod intent;
 mod left;
 mod mark;
+mod power;
 mod ranges;
 mod recover;
 mod relocate;
+mod sample;
 mod slots;
 mod state;
 mod switch;
@@ -102,6 +104,7 @@ impl TrackedDisk {
             dirty_bytes: tracker.dirty_bytes(),
             log_bytes: tracker.log_bytes(),
             clients: 0,
+            trouble: self.backing.trouble(),
         }
     }
 

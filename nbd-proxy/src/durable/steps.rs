@@ -121,11 +121,19 @@ steps! {
     /// An old job's record goes.
     JobForgotten: Remove SyncFolder;
 
-    // A vault: uploader/src/store/open.rs, vault.rs, commit.rs, line.rs
+    // A vault: uploader/src/store/open.rs, vault.rs, cipher/ring.rs, seed.rs, commit.rs, line.rs
     /// The folder that is a vault.
     VaultFolder: Create;
     /// The marker that makes it one.
     MarkerPut: Put;
+    /// The data key, wrapped for a secret.
+    KeyPut: Put;
+    /// A secret opens the vault no more.
+    KeyRemoved: Delete;
+    /// Of a seed: what entries rely on.
+    SeedPut: Put;
+    /// Of a seed: an entry, the marker, a wrapped key.
+    SeedCreated: Put;
     /// A delta.
     DeltaPut: Put;
     /// An entry of the line, which commits what it names.

@@ -36,3 +36,18 @@ fn names_that_no_store_could_hold_are_refused() {
         assert_eq!(check_name("machine", wrong).unwrap_err().kind, Kind::InvalidInput, "{wrong}");
     }
 }
+
+#[test]
+fn branches_have_names_of_their_own() {
+    let writer = Uuid::from_u128(0xab);
+    let folder = branch_folder("m", 3, writer);
+    assert_eq!(folder, "machines/m/branches/00000000000000000003-000000000000000000000000000000ab");
+    assert_eq!(parse_branch(folder.rsplit('/').next().unwrap()), Some((3, writer)));
+    for wrong in ["", "3-000000000000000000000000000000ab", "00000000000000000003-ab", "00000000000000000003"]
+    {
+        assert_eq!(parse_branch(wrong), None, "{wrong}");
+    }
+    assert!(
+        new_branch_delta(PointId { generation: 3, number: 7 }, None).starts_with("g3-00000000000000000007-")
+    );
+}

@@ -2,6 +2,7 @@ mod away;
 mod basics;
 mod compare;
 mod errors;
+mod fenced;
 mod late;
 mod operator;
 mod oracle;

@@ -16,8 +16,9 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::Random;
+use crate::elapsed::Elapsed;
 use crate::jobs::Jobs;
-use crate::replicate::{Clock, ResyncWindow, Settings};
+use crate::replicate::{Clock, OnFenced, ResyncWindow, Settings};
 use crate::source::Source;
 
 pub(crate) type Disks = BTreeMap<String, Vec<u8>>;
@@ -104,7 +105,14 @@ impl Rig {
         let rig = Self::new(&[], 0);
         let path = rig.dir.path().join(format!("{name}.img"));
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-        let disk = DiskSettings { name: name.to_owned(), path, log_dir: None, read_only: false, log_limit };
+        let disk = DiskSettings {
+            name: name.to_owned(),
+            path,
+            log_dir: None,
+            read_only: false,
+            log_limit,
+            upstream: Default::default(),
+        };
         rig.with(|inner| inner.settings.disks.push(disk));
         rig.start_proxy();
         rig
@@ -129,6 +137,7 @@ impl Rig {
             log_dir: None,
             read_only: false,
             log_limit: Some(limit),
+            upstream: Default::default(),
         };
         self.with(|inner| {
             inner.settings.disks.push(disk);
@@ -269,6 +278,8 @@ impl Rig {
             host: "here".to_owned(),
             resync_window: ResyncWindow::Always,
             clock: Clock::new(jiff::ZonedDateTime::now),
+            elapsed: Elapsed::of_host(),
+            on_fenced: OnFenced::Branch,
             copy_limit: None,
             group: None,
             app_consistent_every: None,
