@@ -6,6 +6,7 @@
 mod lab;
 mod site;
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -75,6 +76,9 @@ fn a_log_folder_that_fills_up_costs_the_log_and_no_write() {
     let mut run = where_mounted(&site, prepare, &["run"]);
     let log = std::fs::File::create(site.path("run.log")).unwrap();
     let mut run = Daemon(run.stdout(Stdio::piped()).stderr(log).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n", "{}", site.log("run"));
     site.ok(&["wait", "web1", "--for", "protected", "--timeout", "60s"]);
     site.ok(&["pause", "web1"]);
     let mut client = Client::connect(&site.socket("root"), "web1/root").unwrap();

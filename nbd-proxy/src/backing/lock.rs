@@ -74,13 +74,15 @@ fn holder(file: &File) -> Option<String> {
     let myself = (std::process::id().to_string(), file.as_raw_fd().to_string());
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let pid = process.file_name().to_string_lossy().into_owned();
+        // `self` is another name of this process.
+        let number = pid.bytes().all(|byte| byte.is_ascii_digit());
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
         for descriptor in descriptors.flatten() {
             let fd = descriptor.file_name().to_string_lossy().into_owned();
             let same = fs::metadata(descriptor.path())
                 .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
             let info = || fs::read_to_string(process.path().join("fdinfo").join(&fd)).unwrap_or_default();
-            if same && (&pid, &fd) != (&myself.0, &myself.1) && info().contains("OFDLCK") {
+            if number && same && (&pid, &fd) != (&myself.0, &myself.1) && info().contains("OFDLCK") {
                 let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
                 return Some(format!("process {pid} ({})", name.trim_end()));
             }
