@@ -19,13 +19,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::backing::upstream::Settings as Patience;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
-use uploader::replicate::ResyncWindow;
+use uploader::replicate::{OnFenced, ResyncWindow};
 use uploader::store::limit::Hours;
 
 pub use backings::check_backings;
-pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING};
+pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING, host_name};
 pub use units::parse_span;
 
 /// Everything the file says, defaults filled in.
@@ -41,6 +42,8 @@ pub struct Config {
     pub vault: VaultConfig,
     /// How exports on TCP are protected; in the clear if it is absent.
     pub tls: Option<TlsFiles>,
+    /// Who may connect to the exports, and how fast.
+    pub proxy: ProxyConfig,
     /// The machines this host protects; may be empty on a host that only reads the vault.
     pub machines: Vec<MachineConfig>,
 }
@@ -50,8 +53,8 @@ pub struct Config {
 pub struct VaultConfig {
     /// `file://`, `s3://` or `azure://`.
     pub url: String,
-    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
-    pub unencrypted: bool,
+    /// How its content is protected.
+    pub key: VaultKey,
     /// A PEM file with the authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
     /// Plain http to a host that is not loopback is allowed.
@@ -64,8 +67,33 @@ pub struct VaultConfig {
     pub prices: Prices,
     /// See what was first written under each name, whatever was deleted or written over since.
     pub undelete: bool,
-    /// Settings of the store's client, over those of the environment.
+    /// A file of credentials, over the environment, read whenever the vault is opened.
+    pub credentials_file: Option<PathBuf>,
+    /// Settings of the store's client, over those of the environment and the file.
     pub options: BTreeMap<String, Secret>,
+}
+
+/// Bounds of the NBD server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Clients that may use exports at a time, over all disks; the proxy's own rule when absent.
+    pub max_connections: Option<usize>,
+    /// How long a client may take to choose an export.
+    pub handshake_timeout: Duration,
+}
+
+/// How a vault's content is protected, as the file or the command line says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VaultKey {
+    /// Not said: what is there may be read if it is not encrypted, or if the environment or a person at the terminal has a passphrase.
+    #[default]
+    Unstated,
+    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
+    Unencrypted,
+    /// By the key in this file.
+    File(PathBuf),
+    /// By the passphrase in this file.
+    PassphraseFile(PathBuf),
 }
 
 /// One protected machine.
@@ -96,6 +124,8 @@ pub struct Policy {
     pub resync_window: ResyncWindow,
     /// How many bytes a second of live disks are read for copying; no limit when absent.
     pub copy_limit: Option<u64>,
+    /// What replication does when another writer owns the machine's line.
+    pub on_fenced: OnFenced,
     /// From one application-consistent point to the next; none are made when absent.
     pub app_consistent_every: Option<Duration>,
 }
@@ -105,8 +135,10 @@ pub struct Policy {
 pub struct DiskConfig {
     /// Its name, unique in the machine.
     pub name: String,
-    /// The backing.
+    /// The backing: a file, a block device, or the address of an export of another NBD server.
     pub path: PathBuf,
+    /// How patient the proxy is with such a server.
+    pub upstream: Patience,
     /// Where its export is served.
     pub listen: ListenAt,
     /// Mode of the Unix socket.

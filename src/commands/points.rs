@@ -80,7 +80,12 @@ fn people(answer: &Answer) -> String {
             output::word(&point.kind),
             output::size(point.bytes),
             point.group.as_ref().map_or_else(String::new, group),
-            unreadable(point),
+            [unreadable(point), if point.branch { "branch".to_owned() } else { String::new() }]
+                .iter()
+                .filter(|note| !note.is_empty())
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join("; "),
         ]
     });
     output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT", "GROUP", ""], rows)

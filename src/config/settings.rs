@@ -41,6 +41,15 @@ pub const SOCKET_PATH_MAX: usize = 107;
 pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
 /// What `machine.disk.max_clients` may be.
 pub const MAX_CLIENTS_RANGE: RangeInclusive<usize> = 1..=1024;
+/// What `machine.disk.reconnect_delay` and `machine.disk.reply_timeout` may be; the proxy's own rules say the defaults.
+pub const PATIENCE_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// What `proxy.max_connections` may be.
+pub const MAX_CONNECTIONS_RANGE: RangeInclusive<usize> = 1..=65536;
+/// `proxy.handshake_timeout`.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What `proxy.handshake_timeout` may be.
+pub const HANDSHAKE_TIMEOUT_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(300);
 /// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
@@ -54,6 +63,8 @@ pub struct File {
     pub vault: Vault,
     pub tls: Option<Tls>,
     #[serde(default)]
+    pub proxy: Proxy,
+    #[serde(default)]
     pub policy: Policy,
     #[serde(default)]
     pub machine: Vec<Machine>,
@@ -65,7 +76,10 @@ pub struct File {
 pub struct Vault {
     pub url: String,
     pub encryption: Option<String>,
+    pub key_file: Option<PathBuf>,
+    pub passphrase_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
+    pub credentials_file: Option<PathBuf>,
     #[serde(default)]
     pub allow_http: bool,
     #[serde(default)]
@@ -109,6 +123,14 @@ pub struct Tls {
     pub client_ca_file: PathBuf,
 }
 
+/// `[proxy]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proxy {
+    pub max_connections: Option<usize>,
+    pub handshake_timeout: Option<Span>,
+}
+
 /// `[policy]` and `[machine.policy]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +141,15 @@ pub struct Policy {
     pub resync_window: Option<Window>,
     pub copy_limit: Option<Rate>,
     pub app_consistent_every: Option<Span>,
+    pub on_fenced: Option<Fenced>,
+}
+
+/// `policy.on_fenced`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fenced {
+    Serve,
+    Refuse,
 }
 
 /// `[[machine]]`
@@ -153,6 +184,8 @@ pub struct Disk {
     #[serde(default)]
     pub read_only: bool,
     pub max_clients: Option<usize>,
+    pub reconnect_delay: Option<Span>,
+    pub reply_timeout: Option<Span>,
 }
 
 fn state_dir() -> PathBuf {
@@ -171,8 +204,8 @@ pub fn parse(path: &Path, text: &str) -> Result<File> {
 }
 
 fn remedy(message: &str) -> &'static str {
-    if message.contains("unknown field `key_file`") || message.contains("`passphrase`") {
-        "this version does not encrypt; write encryption = \"none\" to make a vault whose content is readable"
+    if message.contains("`passphrase`") {
+        "a passphrase stands in a file of its own: passphrase_file = \"/etc/lifeboat/passphrase\""
     } else if message.contains("unknown field") {
         "the table of keys is in docs/operations.md"
     } else {

@@ -4,13 +4,17 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::backing::upstream::{Address, Settings as Patience};
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Result};
 use uploader::keys::check_name;
+use uploader::replicate::OnFenced;
 use uploader::store::limit::Hours;
 
 use super::settings::{self, File};
-use super::{Config, DiskConfig, ListenAt, MachineConfig, Policy, VaultConfig, refuse};
+use super::{
+    Config, DiskConfig, ListenAt, MachineConfig, Policy, ProxyConfig, VaultConfig, VaultKey, refuse,
+};
 
 /// Checks `file`, read from `path`, and fills its defaults in.
 pub fn validate(path: &Path, file: File) -> Result<Config> {
@@ -31,7 +35,9 @@ pub fn validate(path: &Path, file: File) -> Result<Config> {
         machines.push(machine(path, &file.state_dir, raw, &general)?);
     }
     let tls = file.tls.map(|raw| tls(path, raw)).transpose()?;
-    let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, machines };
+    let proxy = proxy(path, &file.proxy)?;
+    let config =
+        Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, proxy, machines };
     no_shared_sockets(&config)?;
     groups_keep_step(&config)?;
     Ok(config)
@@ -46,27 +52,24 @@ impl Default for Policy {
             resync_window: super::units::parse_window(settings::RESYNC_WINDOW).unwrap_or_default(),
             copy_limit: None,
             app_consistent_every: None,
+            on_fenced: OnFenced::default(),
         }
     }
 }
 
 fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
-    let unencrypted = match raw.encryption.as_deref() {
-        None => false,
-        Some("none") => true,
-        Some(other) => {
-            let message = format!("encryption = \"{other}\" is unknown");
-            let remedy = "this version does not encrypt; the only value is \"none\"";
-            return Err(refuse(path, "vault.encryption", message, remedy));
-        }
-    };
+    let key = vault_key(path, raw.encryption.as_deref(), raw.key_file, raw.passphrase_file)?;
     if let Some(ca_file) = &raw.ca_file {
         absolute(path, "vault.ca_file", ca_file)?;
     }
+    if let Some(credentials_file) = &raw.credentials_file {
+        absolute(path, "vault.credentials_file", credentials_file)?;
+    }
     let vault = VaultConfig {
         url: raw.url,
-        unencrypted,
+        key,
         ca_file: raw.ca_file,
+        credentials_file: raw.credentials_file,
         allow_http: raw.allow_http,
         single_writer: raw.single_writer,
         limit: raw
@@ -82,11 +85,53 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
     Ok(vault)
 }
 
+fn vault_key(
+    path: &Path,
+    encryption: Option<&str>,
+    key_file: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+) -> Result<VaultKey> {
+    let file = |key, file: PathBuf| absolute(path, key, &file).map(|()| file);
+    match (encryption, key_file, passphrase_file) {
+        (None, None, None) => Ok(VaultKey::Unstated),
+        (Some("none"), None, None) => Ok(VaultKey::Unencrypted),
+        (None, Some(key), None) => file("vault.key_file", key).map(VaultKey::File),
+        (None, None, Some(words)) => file("vault.passphrase_file", words).map(VaultKey::PassphraseFile),
+        (Some(other), None, None) => {
+            let message = format!("encryption = \"{other}\" is unknown");
+            let remedy =
+                "name a key_file or a passphrase_file, which encrypts; the only value here is \"none\"";
+            Err(refuse(path, "vault.encryption", message, remedy))
+        }
+        _ => {
+            let message = "two of encryption, key_file and passphrase_file contradict each other";
+            Err(refuse(
+                path,
+                "vault",
+                message,
+                "keep one: a key_file, a passphrase_file, or encryption = \"none\"",
+            ))
+        }
+    }
+}
+
 fn tls(path: &Path, raw: settings::Tls) -> Result<TlsFiles> {
     absolute(path, "tls.cert_file", &raw.cert_file)?;
     absolute(path, "tls.key_file", &raw.key_file)?;
     absolute(path, "tls.client_ca_file", &raw.client_ca_file)?;
     Ok(TlsFiles { cert: raw.cert_file, key: raw.key_file, client_ca: raw.client_ca_file })
+}
+
+fn proxy(path: &Path, raw: &settings::Proxy) -> Result<ProxyConfig> {
+    if raw.max_connections.is_some_and(|max| !settings::MAX_CONNECTIONS_RANGE.contains(&max)) {
+        return Err(refuse(path, "proxy.max_connections", "out of range", "from 1 to 65536"));
+    }
+    let handshake_timeout = raw.handshake_timeout.map_or(settings::HANDSHAKE_TIMEOUT, |timeout| timeout.0);
+    if !settings::HANDSHAKE_TIMEOUT_RANGE.contains(&handshake_timeout) {
+        let message = format!("{handshake_timeout:?} is out of range");
+        return Err(refuse(path, "proxy.handshake_timeout", message, "from \"1s\" to \"300s\""));
+    }
+    Ok(ProxyConfig { max_connections: raw.max_connections, handshake_timeout })
 }
 
 fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Result<Policy> {
@@ -110,6 +155,12 @@ fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Res
     if policy.copy_limit.is_some_and(|limit| limit < settings::COPY_LIMIT_MIN) {
         let remedy = format!("at least \"{}/s\"", bytesize::ByteSize(settings::COPY_LIMIT_MIN));
         return Err(refuse(path, key("copy_limit"), "too little to ever copy a disk", remedy));
+    }
+    if let Some(fenced) = raw.on_fenced {
+        policy.on_fenced = match fenced {
+            settings::Fenced::Serve => OnFenced::Branch,
+            settings::Fenced::Refuse => OnFenced::Refuse,
+        };
     }
     if let Some(every) = raw.app_consistent_every {
         policy.app_consistent_every = Some(every.0);
@@ -172,21 +223,21 @@ fn machine(path: &Path, state_dir: &Path, raw: settings::Machine, general: &Poli
 fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Result<DiskConfig> {
     check_name("disk", &raw.name).map_err(|error| in_file(path, error))?;
     let place = format!("machine {machine}, disk {}", raw.name);
-    if raw.path.to_str().is_some_and(|text| text.contains("://") || text.starts_with("nbd")) {
-        let message = format!("\"{}\" is not a file or block device", raw.path.display());
-        return Err(refuse(
-            path,
-            format!("{place}: path"),
-            message,
-            "give the path of a raw image or a block device",
-        ));
+    let afar = Address::is_meant(&raw.path);
+    if afar {
+        Address::parse(&raw.path).map_err(|error| {
+            let message = format!("{}: {}", error.object, error.message);
+            refuse(path, format!("{place}: path"), message, error.remedy)
+        })?;
+    } else {
+        absolute(path, &format!("{place}: path"), &raw.path)?;
     }
-    absolute(path, &format!("{place}: path"), &raw.path)?;
+    let upstream = patience(path, &place, &raw, afar)?;
     if let Some(log_dir) = &raw.log_dir {
         absolute(path, &format!("{place}: log_dir"), log_dir)?;
     }
-    if raw.log_dir.is_none() && raw.path.starts_with("/dev") {
-        let message = "the folder of a block device cannot hold its change log";
+    if raw.log_dir.is_none() && (afar || raw.path.starts_with("/dev")) {
+        let message = "only an image file has a folder that could hold its change log";
         return Err(refuse(
             path,
             format!("{place}: log_dir"),
@@ -209,7 +260,28 @@ fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Re
         return Err(refuse(path, format!("{place}: max_clients"), "out of range", "from 1 to 1024"));
     }
     let settings::Disk { name, path, log_dir, read_only, max_clients, .. } = raw;
-    Ok(DiskConfig { name, path, listen, socket_mode, log_dir, read_only, max_clients })
+    Ok(DiskConfig { name, path, upstream, listen, socket_mode, log_dir, read_only, max_clients })
+}
+
+fn patience(path: &Path, place: &str, raw: &settings::Disk, afar: bool) -> Result<Patience> {
+    let mut patience = Patience::default();
+    let keys = [
+        ("reconnect_delay", &raw.reconnect_delay, &mut patience.reconnect_delay),
+        ("reply_timeout", &raw.reply_timeout, &mut patience.reply_timeout),
+    ];
+    for (key, given, value) in keys {
+        let Some(given) = given else { continue };
+        let key = format!("{place}: {key}");
+        if !afar {
+            let remedy = "leave it out: it is for a path of nbd:// or nbd+unix://";
+            return Err(refuse(path, key, "the disk is not on another NBD server", remedy));
+        }
+        if !settings::PATIENCE_RANGE.contains(&given.0) {
+            return Err(refuse(path, key, "is out of range", "from \"1s\" to \"1h\""));
+        }
+        *value = given.0;
+    }
+    Ok(patience)
 }
 
 fn fits_a_socket(path: &Path, key: &str, socket: &Path) -> Result<()> {

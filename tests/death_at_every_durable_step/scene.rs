@@ -86,11 +86,12 @@ impl Scene {
         std::fs::write(scratch.join("d.img"), &model).expect("an image");
         let home = scratch.path().display();
         let config = format!(
-            "state_dir = \"{home}/state\"\nsite = \"here\"\n[vault]\nurl = \"file://{home}/vault\"\nencryption = \"none\"\n\
+            "state_dir = \"{home}/state\"\nsite = \"here\"\n[vault]\nurl = \"file://{home}/vault\"\nkey_file = \"{home}/vault.key\"\n\
              [policy]\ninterval = \"24h\"\nretry = [\"1s\"]\nresync_window = \"always\"\nlog_limit = \"16 MiB\"\n\
              [[machine]]\nname = \"m\"\n[[machine.disk]]\nname = \"d\"\npath = \"{home}/d.img\"\nlisten = \"unix:{home}/d.sock\"\n"
         );
         std::fs::write(scratch.join("lifeboat.toml"), config).expect("a configuration");
+        std::fs::write(scratch.join("vault.key"), [1; 32]).expect("a key");
         old_jobs(&scratch.join("state/jobs"));
         let states = vec![hash(&model)];
         Self {
@@ -234,6 +235,14 @@ impl Scene {
             let answer = output.status.success().then(|| serde_json::from_str(&out).expect("JSON"));
             answer.ok_or_else(|| format!("{}: {err}", output.status))
         })
+    }
+
+    /// Runs a command that may be struck; whether it succeeded.
+    pub fn try_planned(&mut self, args: &[&str]) -> bool {
+        let output = judge::output(&mut self.command(args, true));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || self.was_struck(), "{args:?}: {said}");
+        output.status.success()
     }
 
     fn connected<T>(

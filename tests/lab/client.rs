@@ -58,6 +58,8 @@ const TRIM: u16 = 4;
 const WRITE_ZEROES: u16 = 6;
 /// Command flag: durable before the reply.
 pub const FUA: u16 = 1;
+/// Transmission flag: TRIM is understood.
+pub const SEND_TRIM: u16 = 1 << 5;
 /// Command flag: keep the space allocated.
 pub const NO_HOLE: u16 = 2;
 

@@ -12,14 +12,15 @@ use std::collections::{BTreeMap, HashSet};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use nbd_proxy::{Error, Kind, Result};
 
+use crate::branches::{self, Branch};
 use crate::commit;
 use crate::delta::format::IndexRef;
 use crate::delta::reader::{DeltaReader, Place};
+use crate::digest::Digest;
 use crate::intervals::{self, IntervalMap};
 use crate::keys::{self, PointId};
 use crate::line::Line;
 use crate::point::{self, DeltaRef, Header, PointDisk};
-use crate::store::Store;
 use crate::vault::Vault;
 
 /// Entries and indexes fetched at the same time.
@@ -82,10 +83,10 @@ pub(crate) enum Found {
 }
 
 impl Found {
-    pub(crate) async fn open(self, store: Store) -> Result<DeltaReader> {
+    pub(crate) async fn open(self, vault: &Vault) -> Result<DeltaReader> {
         match self {
             Self::Embedded(reader) => Ok(*reader),
-            Self::Object(place, index) => DeltaReader::open(store, place, &index).await,
+            Self::Object(place, index) => DeltaReader::open(vault, place, &index).await,
         }
     }
 }
@@ -93,7 +94,7 @@ impl Found {
 /// Builds the map of `disks` (all, if none are named) at `point`.
 pub async fn load(vault: &Vault, machine: &str, point: PointId, disks: &[String]) -> Result<BlockMap> {
     let mut chain = Chain::new(vault, machine);
-    let first = chain.entry(point).await?;
+    let first = chain.entry(point, None).await?;
     let disks = wanted(&first.header, disks)?;
     let mut missing: HashSet<String> = disks.iter().map(|disk| disk.name.clone()).collect();
     let header = first.header.clone();
@@ -104,13 +105,13 @@ pub async fn load(vault: &Vault, machine: &str, point: PointId, disks: &[String]
         for disk in ancestor.header.disks.iter().filter(|disk| disk.whole) {
             missing.remove(&disk.name);
         }
-        let parent = ancestor.header.parent;
+        let (parent, mark) = (ancestor.header.parent, ancestor.header.parent_mark);
         found.push(ancestor);
         if missing.is_empty() {
             break;
         }
         let parent = parent.ok_or_else(|| no_base(machine, &header, &missing))?;
-        next = Some(chain.entry(parent).await?);
+        next = Some(chain.entry(parent, mark).await?);
     }
     assemble(vault, header, disks, found).await
 }
@@ -131,7 +132,7 @@ async fn assemble(
         order.extend(ancestor.deltas);
     }
     let open = |found: Found| async move {
-        let mut reader = found.open(vault.store.clone()).await?;
+        let mut reader = found.open(vault).await?;
         // What is fetched is verified by frames.
         reader.index.cells = Vec::new();
         Ok::<_, Error>(reader)
@@ -187,6 +188,7 @@ pub(crate) fn without_base(machine: &str, point: PointId, disks: &str) -> Error 
 /// An entry on the way from a point to its base.
 pub(crate) struct Ancestor {
     pub header: Header,
+    pub mark: Digest,
     pub deltas: Vec<Found>,
 }
 
@@ -195,17 +197,45 @@ pub(crate) struct Chain<'a> {
     vault: &'a Vault,
     machine: &'a str,
     line: Line,
+    /// The branch that the first point stands on; `line` is its entries as long as ancestors stand there too.
+    branch: Option<Branch>,
     ahead: BTreeMap<u64, Result<Option<Ancestor>>>,
     misses: usize,
 }
 
 impl<'a> Chain<'a> {
     pub fn new(vault: &'a Vault, machine: &'a str) -> Self {
-        Self { vault, machine, line: commit::line(vault, machine), ahead: BTreeMap::new(), misses: 0 }
+        Self {
+            vault,
+            machine,
+            line: commit::line(vault, machine),
+            branch: None,
+            ahead: BTreeMap::new(),
+            misses: 0,
+        }
     }
 
-    /// The point `id`. Going to ever lower numbers, most are there already.
-    pub async fn entry(&mut self, id: PointId) -> Result<Ancestor> {
+    /// The point `id`, wherever it stands, which has the mark that its child says.
+    pub async fn entry(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
+        if self.branch.take_if(|branch| !branch.holds(id)).is_some() {
+            // From the fork on down it is the line.
+            self.line = commit::line(self.vault, self.machine);
+            self.ahead.clear();
+        }
+        let found = self.here(id, mark).await;
+        let elsewhere = matches!(&found, Err(e) if matches!(e.kind, Kind::NotFound | Kind::Corrupt));
+        if !elsewhere || self.branch.is_some() {
+            return found;
+        }
+        let Some(branch) = branches::holding(self.vault, self.machine, id).await? else { return found };
+        self.line = branch.line(self.vault, self.machine);
+        self.branch = Some(branch);
+        self.ahead.clear();
+        self.here(id, mark).await
+    }
+
+    /// The point `id` of this line. Going to ever lower numbers, most are there already.
+    async fn here(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
         self.ahead.retain(|number, _| *number <= id.number);
         if !self.ahead.contains_key(&id.number) {
             // The first point may be its own base: look further only when it is not.
@@ -219,7 +249,15 @@ impl<'a> Chain<'a> {
         }
         let name = self.vault.store.name_of(&self.line.key(id.number));
         match self.ahead.remove(&id.number).unwrap_or(Ok(None))? {
-            Some(ancestor) if ancestor.header.id() == id && ancestor.header.is_point() => Ok(ancestor),
+            Some(ancestor) if ancestor.header.id() == id && ancestor.header.is_point() => {
+                match mark.is_none_or(|mark| mark == ancestor.mark) {
+                    true => Ok(ancestor),
+                    false => Err(Error::corrupt(
+                        name,
+                        "is another version of what the point after it was built on",
+                    )),
+                }
+            }
             Some(other) => {
                 Err(Error::corrupt(name, format!("is entry {}, where point {id} must be", other.header.id())))
             }
@@ -235,7 +273,7 @@ impl<'a> Chain<'a> {
         let Some(bytes) = self.line.read(number).await? else { return Ok(None) };
         let key = self.line.key(number);
         let name = self.vault.store.name_of(&key);
-        let entry = point::decode(&name, &bytes)?;
+        let entry = point::decode(&self.vault.named(&key), &bytes)?;
         if entry.header.machine != self.machine || entry.header.number != number {
             return Err(Error::corrupt(
                 name,
@@ -250,10 +288,10 @@ impl<'a> Chain<'a> {
                 base += usize::try_from(delta.size).unwrap_or(usize::MAX);
                 continue;
             };
-            let place = Place { key: keys::delta(self.machine, object), base: 0 };
+            let place = Place { key: keys::delta(self.machine, object), base: 0, salt: delta.salt };
             deltas.push(Found::Object(place, delta.index));
         }
-        Ok(Some(Ancestor { header: entry.header, deltas }))
+        Ok(Some(Ancestor { header: entry.header, mark: entry.mark, deltas }))
     }
 
     fn embedded(&self, key: &str, entry: &[u8], base: usize, delta: &DeltaRef) -> Result<Found> {
@@ -262,8 +300,8 @@ impl<'a> Chain<'a> {
         let stored = entry.get(start..start.saturating_add(len));
         let stored =
             stored.ok_or_else(|| Error::corrupt(self.vault.store.name_of(key), "its index lies outside"))?;
-        let place = Place { key: key.to_owned(), base: base as u64 };
-        let reader = DeltaReader::with_index(self.vault.store.clone(), place, &delta.index, stored)?;
+        let place = Place { key: key.to_owned(), base: base as u64, salt: delta.salt };
+        let reader = DeltaReader::with_index(self.vault, place, &delta.index, stored)?;
         Ok(Found::Embedded(Box::new(reader)))
     }
 }

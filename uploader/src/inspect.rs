@@ -1,4 +1,5 @@
-//! A delta or an entry taken apart for people: read from a file, every checksum verified.
+//! A delta or an entry taken apart for people: read from a file, every checksum verified. What is encrypted is shown as far as it
+//! is clear, or wholly if the vault it comes from is at hand, opened with a key.
 
 use std::fmt;
 use std::path::Path;
@@ -6,11 +7,14 @@ use std::path::Path;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Serialize;
 
+use crate::cipher::Named;
+use crate::delta::format::decode_trailer;
 use crate::delta::reader;
 use crate::delta::{Index, IndexRef};
 use crate::digest::hex;
 use crate::keys;
 use crate::point::{self, DeltaRef, EntryKind, Header};
+use crate::vault::Vault;
 
 /// What a file holds.
 #[derive(Clone, Debug, Serialize)]
@@ -20,6 +24,26 @@ pub enum Description {
     Delta(DeltaSummary),
     /// An entry of a line: a point or a claim.
     Entry(Box<EntrySummary>),
+    /// An encrypted delta, without the key: its trailer.
+    SealedDelta(SealedDelta),
+    /// An encrypted entry, without the key: its header. That nobody changed it cannot be told.
+    SealedEntry(Box<SealedEntry>),
+}
+
+/// What is clear of an encrypted delta.
+#[derive(Clone, Debug, Serialize)]
+pub struct SealedDelta {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where its index is.
+    pub index: IndexRef,
+}
+
+/// What is clear of an encrypted entry.
+#[derive(Clone, Debug, Serialize)]
+pub struct SealedEntry {
+    /// What it says about itself, unverified.
+    pub header: Header,
 }
 
 /// A delta in numbers.
@@ -61,34 +85,66 @@ pub struct EntrySummary {
     pub embedded: Option<DeltaSummary>,
 }
 
-/// Takes the file at `path` apart.
-pub fn describe(path: &Path) -> Result<Description> {
+/// Takes the file at `path` apart; if it is encrypted, with what opens `vault`.
+pub fn describe(path: &Path, vault: Option<&Vault>) -> Result<Description> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    decode(&path.display().to_string(), &bytes)
+    let object = path.display().to_string();
+    let Some(vault) = vault.filter(|_| is_sealed(&bytes)) else { return clear(&object, &bytes) };
+    // An entry is bound to its name: that of the file as it lies in a vault, or, of a copy, what its header says. A delta is not.
+    let in_vault = object.rfind(&format!("/{}/", keys::MACHINES)).map(|at| object[at + 1..].to_owned());
+    let key = match in_vault {
+        Some(key) => key,
+        None if bytes.starts_with(&point::MAGIC) => {
+            let header = point::clear_header(&object, &bytes)?;
+            keys::line_entry(&keys::line_folder(&header.machine), header.number)
+        }
+        None => String::new(),
+    };
+    decode(&Named { cipher: vault.cipher.clone(), key, object }, &bytes)
 }
 
-/// Takes `bytes` apart; `object` names them in errors. Takes arbitrary bytes.
-pub fn decode(object: &str, bytes: &[u8]) -> Result<Description> {
+/// Whether `bytes` begin as an encrypted delta or entry does.
+pub fn is_sealed(bytes: &[u8]) -> bool {
+    let magic = bytes.starts_with(&point::MAGIC) || bytes.starts_with(&crate::delta::format::MAGIC);
+    magic && bytes.get(7) == Some(&2)
+}
+
+/// Takes `bytes` apart as far as that goes without a key.
+fn clear(object: &str, bytes: &[u8]) -> Result<Description> {
+    if !is_sealed(bytes) {
+        return decode(&Named::plain(object), bytes);
+    }
+    if bytes.starts_with(&point::MAGIC) {
+        let header = point::clear_header(object, bytes)?;
+        return Ok(Description::SealedEntry(Box::new(SealedEntry { header })));
+    }
+    let trailer = bytes.last_chunk::<64>().map(|trailer| &trailer[..]).unwrap_or_default();
+    let (_, index) = decode_trailer(trailer)
+        .map_err(|what| Error::corrupt(object, format!("cannot read the delta: {what}")))?;
+    Ok(Description::SealedDelta(SealedDelta { size: bytes.len() as u64, index }))
+}
+
+/// Takes the object `named` apart. Takes arbitrary bytes.
+pub fn decode(named: &Named, bytes: &[u8]) -> Result<Description> {
+    let object = &named.object;
     match bytes.get(..7) {
-        Some(start) if *start == crate::delta::format::MAGIC[..7] => {
-            delta(object, bytes).map(Description::Delta)
-        }
-        Some(start) if *start == point::MAGIC[..7] => {
-            let entry = point::decode(object, bytes)?;
+        Some(start) if *start == crate::delta::format::MAGIC => delta(named, bytes).map(Description::Delta),
+        Some(start) if *start == point::MAGIC => {
+            let entry = point::decode(named, bytes)?;
             let embedded = &bytes[entry.embedded.clone()];
-            let embedded = if embedded.is_empty() { None } else { Some(delta(object, embedded)?) };
+            let embedded = if embedded.is_empty() { None } else { Some(delta(named, embedded)?) };
             let (header, deltas) = (entry.header, entry.deltas);
             Ok(Description::Entry(Box::new(EntrySummary { header, deltas, embedded })))
         }
         _ => {
             let message = "is neither a delta nor an entry of a line";
-            Err(Error::new(Kind::InvalidInput, object, message).remedy("name a file from a vault"))
+            Err(Error::new(Kind::InvalidInput, object.as_str(), message).remedy("name a file from a vault"))
         }
     }
 }
 
-fn delta(object: &str, bytes: &[u8]) -> Result<DeltaSummary> {
-    let (index_ref, index) = reader::check(object, bytes)?;
+fn delta(named: &Named, bytes: &[u8]) -> Result<DeltaSummary> {
+    let (index_ref, index) = reader::check(&named.object, &named.cipher, bytes)?;
     let Index { frames, disks, .. } = index;
     let summary = |(name, extents): (String, Vec<crate::delta::Extent>)| {
         let sum =
@@ -109,6 +165,15 @@ impl fmt::Display for Description {
         match self {
             Self::Delta(delta) => delta.fmt(f),
             Self::Entry(entry) => entry.fmt(f),
+            Self::SealedDelta(delta) => {
+                let place = format!("{} bytes at {}", delta.index.len, delta.index.offset);
+                writeln!(f, "encrypted delta: {} bytes, of them an index of {place}", delta.size)?;
+                f.write_str(WITHOUT)
+            }
+            Self::SealedEntry(entry) => {
+                write_header(f, &entry.header)?;
+                f.write_str(WITHOUT)
+            }
         }
     }
 }
@@ -135,26 +200,33 @@ impl fmt::Display for DeltaSummary {
     }
 }
 
+const WITHOUT: &str = "the rest is encrypted, and nothing of this is verified: name the vault and its key";
+
+fn write_header(f: &mut fmt::Formatter<'_>, header: &Header) -> fmt::Result {
+    let what = if header.is_point() { "point" } else { "claim" };
+    let what = if header.kind == EntryKind::Application { "application-consistent point" } else { what };
+    writeln!(f, "{what} {} of {}, {} on host {}", header.id(), header.machine, header.time, header.host)?;
+    writeln!(f, "writer: {}", header.writer)?;
+    if let Some(parent) = header.parent {
+        writeln!(f, "parent: {parent}")?;
+    }
+    if let Some(group) = &header.group {
+        writeln!(f, "group {}: cut {} of {}", group.name, group.cut, group.members.join(", "))?;
+    }
+    for disk in &header.disks {
+        let whole = if disk.whole { ", whole" } else { "" };
+        writeln!(f, "disk {}: {} bytes{whole}, tracking {}", disk.name, disk.size, disk.tracking)?;
+        for gap in &disk.unreadable {
+            writeln!(f, "  {} bytes at {} could not be read", gap.len, gap.offset)?;
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Display for EntrySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let header = &self.header;
-        let what = if header.is_point() { "point" } else { "claim" };
-        let what = if header.kind == EntryKind::Application { "application-consistent point" } else { what };
-        writeln!(f, "{what} {} of {}, {} on host {}", header.id(), header.machine, header.time, header.host)?;
-        writeln!(f, "writer: {}", header.writer)?;
-        if let Some(parent) = header.parent {
-            writeln!(f, "parent: {parent}")?;
-        }
-        if let Some(group) = &header.group {
-            writeln!(f, "group {}: cut {} of {}", group.name, group.cut, group.members.join(", "))?;
-        }
-        for disk in &header.disks {
-            let whole = if disk.whole { ", whole" } else { "" };
-            writeln!(f, "disk {}: {} bytes{whole}, tracking {}", disk.name, disk.size, disk.tracking)?;
-            for gap in &disk.unreadable {
-                writeln!(f, "  {} bytes at {} could not be read", gap.len, gap.offset)?;
-            }
-        }
+        write_header(f, header)?;
         for delta in &self.deltas {
             let name = delta.name.as_ref().map(|name| keys::delta(&header.machine, name));
             let name = name.unwrap_or_else(|| "embedded".to_owned());

@@ -2,12 +2,20 @@
 //!
 //! ```text
 //! lifeboat.json                                 the vault's marker
+//! keys/<16 hex>.json                            the vault's data key, wrapped for one secret
 //! machines/<machine>/line/<n, 20 digits>        entry n of the machine's line: a point or a claim
 //! machines/<machine>/deltas/<n, 20 digits>-<32 hex>   a delta made for entry n; the hex digits are random
+//! machines/<machine>/branches/<g, 20 digits>-<32 hex>/<n, 20 digits>   entry n of a branch: what the writer of generation g, whose
+//!                                               id the hex digits are, wrote after it was fenced
+//! machines/<machine>/deltas/g<g>-<n, 20 digits>-<32 hex>   a delta made for entry n of the branch of generation g
 //! ```
 //!
 //! Twenty digits hold any `u64`, so that names sort as numbers do. A delta's name is drawn anew for each upload: it is
 //! never used twice, so an upload that is repeated or abandoned cannot disturb another.
+//!
+//! A branch numbers its entries from above what the line had reached when its writer was fenced, so that no two entries of a
+//! generation share a number. The line grows past these numbers: how old a delta of a branch is says its branch, not the line, and
+//! therefore its name has another form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,8 +24,13 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::cipher::Salt;
+
 /// The vault's marker.
 pub const MARKER: &str = "lifeboat.json";
+
+/// The folder of wrapped data keys.
+pub const KEYS: &str = "keys";
 
 /// The folder that holds one folder for each machine.
 pub const MACHINES: &str = "machines";
@@ -33,6 +46,16 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
         return Err(Error::new(Kind::InvalidInput, name, message).remedy(remedy));
     }
     Ok(())
+}
+
+/// The name of the wrapped key `id`.
+pub fn wrapped_key(id: &str) -> String {
+    format!("{KEYS}/{id}.json")
+}
+
+/// The folder of a machine.
+pub fn machine_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}")
 }
 
 /// The folder of a machine's line.
@@ -56,9 +79,32 @@ pub fn delta_folder(machine: &str) -> String {
     format!("{MACHINES}/{machine}/deltas")
 }
 
-/// A name, never used before, for a delta meant for entry `number`.
-pub fn new_delta(number: u64) -> String {
-    format!("{number:020}-{}", Uuid::new_v4().simple())
+/// A name, never used before, for a delta meant for entry `number`; that of an encrypted one says its salt.
+pub fn new_delta(number: u64, salt: Option<Salt>) -> String {
+    format!("{number:020}-{}", salt.unwrap_or_else(Salt::draw))
+}
+
+/// A name, never used before, for a delta meant for the entry `point` of a branch.
+pub fn new_branch_delta(point: PointId, salt: Option<Salt>) -> String {
+    format!("g{}-{}", point.generation, new_delta(point.number, salt))
+}
+
+/// The folder that holds one folder for each branch of a machine's line.
+pub fn branches_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}/branches")
+}
+
+/// The folder of the branch that `writer`, fenced, has made after its `generation`.
+pub fn branch_folder(machine: &str, generation: u64, writer: Uuid) -> String {
+    format!("{}/{generation:020}-{}", branches_folder(machine), writer.simple())
+}
+
+/// The generation and the writer of the branch whose folder is named `name`; `None` if that is no name of a branch.
+pub fn parse_branch(name: &str) -> Option<(u64, Uuid)> {
+    let (generation, writer) = name.split_once('-')?;
+    let digits = generation.len() == 20 && generation.bytes().all(|b| b.is_ascii_digit());
+    let parsed = (generation.parse().ok().filter(|_| digits)?, Uuid::try_parse(writer).ok()?);
+    (writer.len() == 32).then_some(parsed)
 }
 
 /// The full name of the delta `name` of `machine`.

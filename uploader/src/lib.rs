@@ -9,12 +9,15 @@
 //! hands in settings as plain data and polls what it gets.
 
 pub mod blockmap;
+pub mod branches;
 pub mod changes;
 pub mod check;
+pub mod cipher;
 pub mod clock;
 pub mod commit;
 pub mod delta;
 pub mod digest;
+pub mod elapsed;
 pub mod inspect;
 pub mod intervals;
 pub mod jobs;
@@ -24,6 +27,7 @@ pub mod listing;
 pub mod point;
 pub mod replicate;
 pub mod restore;
+pub mod seed;
 pub mod source;
 pub mod store;
 pub mod usage;

@@ -10,6 +10,7 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::branches;
 use crate::keys::{self, PointId};
 use crate::point::{self, EntryKind, Gap, Header};
 use crate::vault::Vault;
@@ -108,6 +109,9 @@ pub struct PointInfo {
     /// The cut of the machine's consistency group that it is a share of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupShare>,
+    /// It stands on a branch: nothing of the owning generation was built on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub branch: bool,
 }
 
 impl From<Header> for PointInfo {
@@ -126,6 +130,7 @@ impl From<Header> for PointInfo {
             bytes: header.bytes,
             disks: header.disks.into_iter().map(summary).collect(),
             group: header.group.map(|group| GroupShare { name: group.name, cut: group.cut, complete: None }),
+            branch: false,
         }
     }
 }
@@ -135,20 +140,57 @@ pub async fn machines(vault: &Vault) -> Result<Vec<String>> {
     vault.store.list_folders(keys::MACHINES).await
 }
 
-/// The points of `machine`, oldest first. Those of a consistency group say whether their group has the whole cut.
+/// The points of `machine`, oldest first, those of its branches among them. Those of a consistency group say whether their
+/// group has the whole cut.
 pub async fn points(vault: &Vault, machine: &str) -> Result<Vec<PointInfo>> {
-    let headers = headers(vault, machine).await?;
+    let line = headers(vault, machine).await?;
+    let owned = owned(&line);
+    let headers = by_time(line, branches::headers(vault, machine).await?);
     let others = cuts_of_others(vault, machine, &headers).await?;
     let info = |header: Header| {
         let complete = header.group.as_ref().map(|group| {
             let mut others = group.members.iter().filter_map(|member| others.get(member));
             others.all(|cuts| cuts.contains(&group.cut))
         });
-        let mut info = PointInfo::from(header);
+        let branch = !owned.contains(&header.id());
+        let mut info = PointInfo { branch, ..PointInfo::from(header) };
         info.group.iter_mut().for_each(|group| group.complete = complete);
         info
     };
     Ok(headers.into_iter().filter(Header::is_point).map(info).collect())
+}
+
+/// The points that lead to the newest one of `line`: those of the owning generation, and those that it was forked from.
+fn owned(line: &[Header]) -> HashSet<PointId> {
+    let mut highest = u64::MAX;
+    let mut owned = HashSet::new();
+    for header in line.iter().rev() {
+        if header.number > highest {
+            continue;
+        }
+        if header.is_point() {
+            owned.insert(header.id());
+        } else {
+            // Between a claim and the point that it forks from lies what lost.
+            highest = header.parent.map_or(0, |fork| fork.number);
+        }
+    }
+    owned
+}
+
+/// The line with what stands on branches at its place in time; the line's own order stays.
+fn by_time(line: Vec<Header>, mut branches: Vec<Header>) -> Vec<Header> {
+    branches.sort_by_key(|header| header.time);
+    let mut branches = branches.into_iter().peekable();
+    let mut all = Vec::with_capacity(line.len());
+    for header in line {
+        while let Some(earlier) = branches.next_if(|branch| branch.time < header.time) {
+            all.push(earlier);
+        }
+        all.push(header);
+    }
+    all.extend(branches);
+    all
 }
 
 /// The group cuts in the lines of the machines that share one with `machine`.
@@ -186,8 +228,8 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
     };
     if let PointName::Id(id) = name {
         keys::check_name("machine", machine)?;
-        return match header(vault, machine, id.number).await {
-            Ok(header) if header.is_point() && header.id() == *id => Ok(header.into()),
+        return match find(vault, machine, *id).await {
+            Ok(header) if header.is_point() => Ok(header.into()),
             Ok(_) => Err(missing()),
             // Tells an unknown machine from an unknown point.
             Err(e) if e.kind == Kind::NotFound => numbers(vault, machine).await.and(Err(missing())),
@@ -235,16 +277,36 @@ async fn numbers(vault: &Vault, machine: &str) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// The header of entry `number`: one request, two for a machine with very many disks.
+/// What the entry `id` says about itself, wherever it stands.
+pub async fn find(vault: &Vault, machine: &str, id: PointId) -> Result<Header> {
+    let found = header(vault, machine, id.number).await;
+    if matches!(&found, Ok(header) if header.id() == id) {
+        return found;
+    }
+    match branches::holding(vault, machine, id).await? {
+        Some(branch) => branch.header(vault, machine, id.number).await,
+        None => found.and_then(|other| {
+            let message = format!("has no point {id}: entry {} stands in its place", other.id());
+            Err(Error::new(Kind::NotFound, machine, message))
+        }),
+    }
+}
+
+/// The header of entry `number` of the line: one request, two for a machine with very many disks.
 pub async fn header(vault: &Vault, machine: &str, number: u64) -> Result<Header> {
-    let key = keys::line_entry(&keys::line_folder(machine), number);
+    header_in(vault, machine, &keys::line_folder(machine), number).await
+}
+
+/// The same in `folder`, which is the line's or a branch's.
+pub(crate) async fn header_in(vault: &Vault, machine: &str, folder: &str, number: u64) -> Result<Header> {
+    let key = keys::line_entry(folder, number);
     let object = vault.store.name_of(&key);
     let mut start = vault.store.get_start(&key, HEADER_GUESS).await?;
     let end = point::header_end(&object, &start)?;
     if end > start.len() && start.len() as u64 == HEADER_GUESS {
         start = vault.store.get_range(&key, 0..end as u64).await?;
     }
-    let header = point::decode_header(&object, &start)?;
+    let header = point::decode_header(&vault.named(&key), &start)?;
     if header.number != number || header.machine != machine {
         let message = format!("says that it is {} of {}: objects were moved", header.id(), header.machine);
         return Err(Error::corrupt(object, message));

@@ -4,7 +4,7 @@
 //! the map cannot be saved, the disk goes on without it only when the next open will know: that is a change of mode, made durable
 //! like the others (`switch`), and writes wait for it.
 //!
-//! [`TrackedDisk::tick`] is called every second or two: it renews the stamp while writes go on, so that they need not, and clears what need not be marked any more.
+//! [`TrackedDisk::tick`] is called every second or two: it looks after the folder (`relocate`), renews the stamp while writes go on, so that they need not, and clears what need not be marked any more.
 
 use std::io;
 use std::ops::Range;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::TrackedDisk;
 use super::intent::Marks;
 use super::tracker::Tracker;
+use crate::backing::Lost;
 
 /// How often regions are cleared. One that was written in between stays: marking it again would cost the guest a sync.
 const CLEAR_EVERY: Duration = Duration::from_secs(30);
@@ -65,7 +66,12 @@ impl TrackedDisk {
         };
         let synced = self.backing.flush();
         let mut tracker = self.lock();
-        let first = tracker.intent.end_sync(sync, synced.is_ok());
+        let first = if synced.as_ref().is_err_and(Lost::is) {
+            tracker.intent.abandon_sync(sync);
+            false
+        } else {
+            tracker.intent.end_sync(sync, synced.is_ok())
+        };
         self.unlock(tracker);
         if first {
             self.note_failed_sync();
@@ -75,6 +81,7 @@ impl TrackedDisk {
 
     /// Regular work; call it every second or two. `now` is monotonic.
     pub(crate) fn tick(&self, now: Instant) {
+        self.watch_folder();
         let clear = {
             let mut tracker = self.lock();
             let due = tracker.last_clear.is_none_or(|last| now.duration_since(last) >= CLEAR_EVERY);
@@ -83,6 +90,7 @@ impl TrackedDisk {
             }
             due
         };
+        self.refresh_server();
         if clear {
             self.clear_intent();
         }
@@ -141,6 +149,21 @@ impl TrackedDisk {
         if let Err(error) = self.save(&state) {
             tracing::error!(disk = self.label(), %error, "the failed sync cannot be recorded");
         }
+    }
+}
+
+#[cfg(feature = "measure")]
+impl TrackedDisk {
+    /// Goes on without an intent map, which is durably known: what it costs can be measured so. A sync that begins restores it.
+    ///
+    /// # Errors
+    /// That cannot be made durable.
+    pub fn forgo_intent_map(&self) -> crate::Result<()> {
+        let mut tracker = self.lock_for_saving();
+        tracker.intent.set_trust(super::intent::Trust::Forgone);
+        let state = self.take_turn(&mut tracker);
+        self.unlock(tracker);
+        self.save(&state)
     }
 }
 

@@ -12,9 +12,12 @@
 //! | not clean, same boot and mount, unlogged or in a partial sync | the process died and its bitmap with it | new stretch, marked regions |
 //! | not clean, another boot or mount | power loss: nothing of the log was synced, every record is void | new stretch, marked regions |
 //! | not clean, after a failed sync | the page cache may show what is not on the disk | it is dropped; new stretch, marked regions |
+//! | not clean, and the disk is another server's | that may have lost what was not flushed | new stretch, marked regions |
+//! | clean, of a disk without a change time, and a sample differs | changed outside | new stretch, whole sync |
 //! | not clean, and the intent map is not kept or not readable | nothing tells where the disk may differ | new stretch, whole sync |
 //! | a log or a saved bitmap that should go on, and is not whole | its blocks lie in the marked regions | new stretch, marked regions; whole sync if the map is not readable |
-//! | the newest record of the state damaged under the same boot | no kill does that | new stretch, whole sync |
+//! | a state file that is lost or damaged | no crash does that | new stretch, whole sync |
+//! | a state file or an intent map of a newer version | it may say what we do not know | refused |
 //! | smaller than before | somebody cut it short | refused |
 //!
 //! *Marked regions*: every byte that may differ from any point the vault may hold under one of the state's `bases` lies in a region
@@ -32,6 +35,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex};
 
 use uuid::Uuid;
@@ -43,11 +47,13 @@ use super::intent::file::IntentFile;
 use super::intent::{Intent, Marks, Regions};
 use super::left::{FoundLog, Left, Place};
 use super::mark::unix_now;
+use super::power::take_from_afar;
 use super::state::{DiskState, StateFile};
 use super::switch::{end_stretch, give_round_up};
 use super::tracker::{Mode, Syncing, Tracker};
 use super::verdict::{Era, Verdict, judge};
 use super::void::Void;
+use crate::backing::upstream::{self, Address, UpstreamDisk};
 use crate::backing::{Access, Backing, RawDisk};
 use crate::durable::{self, Step};
 use crate::log::SegmentWriter;
@@ -67,7 +73,7 @@ const SEGMENT_FLOOR: u64 = 2 << 20;
 pub struct DiskSettings {
     /// The disk's name within its machine.
     pub name: String,
-    /// The raw image or block device.
+    /// The raw image or block device, or the address of an export of another NBD server.
     pub path: PathBuf,
     /// Where the change log goes; default: the folder of `path`.
     pub log_dir: Option<PathBuf>,
@@ -75,13 +81,20 @@ pub struct DiskSettings {
     pub read_only: bool,
     /// The most the change log may take, in bytes; default: half the disk, at most 64 GiB.
     pub log_limit: Option<u64>,
+    /// How patient it is with another NBD server.
+    pub upstream: upstream::Settings,
 }
 
 impl TrackedDisk {
     /// Opens and locks a disk of `machine`, and recovers its tracking. `boot` names the host's boot.
     pub(crate) fn open(machine: &str, settings: &DiskSettings, boot: &str) -> Result<Self> {
         let access = if settings.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        Self::open_on(Box::new(RawDisk::open(&settings.path, access)?), machine, settings, boot)
+        let backing: Box<dyn Backing> = if Address::is_meant(&settings.path) {
+            Box::new(UpstreamDisk::open(&settings.path, access, settings.upstream)?)
+        } else {
+            Box::new(RawDisk::open(&settings.path, access)?)
+        };
+        Self::open_on(backing, machine, settings, boot)
     }
 
     /// The same on a backing that is open already.
@@ -93,17 +106,17 @@ impl TrackedDisk {
     ) -> Result<Self> {
         let dir = folder_of(machine, settings)?;
         let size = backing.size();
+        let was_used = is_used(&dir)?;
         let (state_file, was) = StateFile::open(&dir.join("state"))?;
         let id = was.state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
         let (intent_file, marks) = IntentFile::open(&dir.join("intent"), id, size)?;
-        let void = if is_block_device(backing.path()) { None } else { Void::beside(backing.path()) };
+        let void = backing.file().and_then(Void::beside);
         let noted = void.as_ref().map(Void::read).transpose()?.flatten();
-        let limit = settings.log_limit.unwrap_or((size / 2).min(LOG_CEILING));
+        let limit = settings.log_limit.unwrap_or_else(|| default_log_limit(size));
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
         let folder = Folder::open(&dir, segment_bytes)?;
         let ends = Ends::open(&dir.join("ends"))?;
         let era = Era::now(boot, [backing.path(), &dir]);
-        let marks = marks.sound(was.state.as_ref().is_some_and(|state| state.boot == era.boot));
         let verdict = judge(&was, noted, &*backing, &era, marks.as_ref())?;
         let marks = marks.filter(|_| was.state.as_ref().is_some_and(|state| state.intent));
         let place = Place { folder: &folder, ends: &ends, disk: id, size };
@@ -116,7 +129,8 @@ impl TrackedDisk {
         let anew = matches!(verdict, Verdict::Anew(_));
         let regions = if anew { Regions::none(size) } else { Regions::all(size) };
         let marks = marks.filter(|_| !anew).unwrap_or(Marks { regions, until: 0 });
-        let tracker = Tracker::new(size, tracking, cause, Intent::new(marks), segment_bytes, limit);
+        let mut tracker = Tracker::new(size, tracking, cause, Intent::new(marks), segment_bytes, limit);
+        take_from_afar(&mut tracker, &*backing, was.state.as_ref());
         let disk = Self {
             machine: machine.to_owned(),
             name: settings.name.clone(),
@@ -125,6 +139,7 @@ impl TrackedDisk {
             state: state_file,
             intent: intent_file,
             void,
+            forsaken: AtomicBool::new(false),
             id,
             boot: era.boot,
             mount: era.mount,
@@ -133,7 +148,7 @@ impl TrackedDisk {
             changed: Condvar::new(),
             backing,
         };
-        if let (Verdict::Anew(cause), true) = (&verdict, was.known) {
+        if let (Verdict::Anew(cause), true) = (&verdict, was_used) {
             tracing::warn!(disk = disk.label(), cause, "tracking starts anew; the whole disk will be synced");
         }
         disk.take_up(left, was.state.filter(|_| !anew))?;
@@ -184,7 +199,7 @@ impl TrackedDisk {
         if !logged {
             self.folder.retire_all()?;
         }
-        self.void.as_ref().map_or(Ok(()), Void::lift)
+        self.lift_void()
     }
 
     fn save_marks_at_open(&self) -> Result<()> {
@@ -197,6 +212,7 @@ impl TrackedDisk {
 
     /// Makes everything durable and says so, after the last request. The next open goes on where this one stopped.
     pub(crate) fn close(&self) -> Result<()> {
+        self.watch_folder();
         let on = self.backing.path();
         self.sync_backing().map_err(|error| Error::io("sync the disk", on, error))?;
         let mut tracker = self.lock_for_saving();
@@ -233,7 +249,8 @@ impl TrackedDisk {
         self.folder.sync()?;
         state.clean = true;
         state.image = self.backing.identity()?;
-        self.state.write(&state)
+        state.afar.sample = self.sample();
+        self.record(&state)
     }
 
     fn resume_log(&self, found: FoundLog, sync: Option<SyncScope>) -> Result<()> {
@@ -294,6 +311,17 @@ impl TrackedDisk {
     }
 }
 
+/// Of a disk of `size` bytes.
+pub(super) fn default_log_limit(size: u64) -> u64 {
+    (size / 2).min(LOG_CEILING)
+}
+
+/// Whether something was ever recorded in the disk's own folder: then it is no new disk, whatever is missing now.
+fn is_used(dir: &Path) -> Result<bool> {
+    let entries = fs::read_dir(dir).map_err(|error| Error::io("list the log folder", dir, error))?;
+    Ok(entries.flatten().any(|entry| entry.metadata().is_ok_and(|meta| meta.len() > 0)))
+}
+
 /// Sorted, and joined where they touch: a hot block is read back once.
 fn merged(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let mut sorted = ranges.to_vec();
@@ -317,11 +345,11 @@ fn is_block_device(path: &Path) -> bool {
 fn folder_of(machine: &str, settings: &DiskSettings) -> Result<PathBuf> {
     let parent = match &settings.log_dir {
         Some(dir) => dir.clone(),
-        None if is_block_device(&settings.path) => {
+        None if is_block_device(&settings.path) || Address::is_meant(&settings.path) => {
             return Err(Error::new(
                 Kind::InvalidInput,
                 format!("{machine}/{}", settings.name),
-                format!("{} is a device: its change log has no default place", settings.path.display()),
+                format!("{} is no file: its change log has no default place", settings.path.display()),
             )
             .remedy("set log_dir for this disk to a folder on a local file system"));
         }

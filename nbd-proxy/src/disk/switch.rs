@@ -20,7 +20,9 @@
 //! written since the round began, with a record or without. The round goes on without a log; when all it named is copied, that
 //! bitmap is the next round. A write in flight when it is frozen marks its blocks afterwards, on its way out, and so is of the
 //! round after; only the last round, which logs, has to wait for such writes first. Under churn that no log can hold, the
-//! caller makes rounds without a log until one is small enough for a log to outlive it.
+//! caller makes rounds without a log until one is small enough for a log to outlive it. What earlier rounds copied stays in a
+//! bitmap of its own until the sync's point is committed: it keeps its marks in the intent map, and whoever begins the sync again
+//! copies it again. So a kill or a power loss in any round costs the marked regions, as elsewhere, and not the whole disk.
 //!
 //! The state file has one writer at a time (`saving`), and what it writes is taken from the tracker in the same critical section
 //! that takes the turn: a later state is never overwritten by an earlier one.
@@ -32,9 +34,8 @@ use uuid::Uuid;
 
 use super::TrackedDisk;
 use super::intent::Trust;
-use super::state::DiskState;
+use super::state::{Afar, DiskState};
 use super::tracker::{Mode, Syncing, Tracker};
-use super::void::Void;
 use crate::device::Extent;
 use crate::log::format::MAX_DATA;
 use crate::tracking::{Round, Sync, SyncScope};
@@ -56,12 +57,17 @@ impl TrackedDisk {
         if matches!(tracker.mode, Mode::Logged | Mode::Starting) {
             end_stretch(&mut tracker, cause);
         }
+        self.switch_off(tracker)
+    }
+
+    /// Makes it durable that the stretch has ended.
+    pub(super) fn switch_off(&self, mut tracker: MutexGuard<'_, Tracker>) -> io::Result<()> {
         tracker.mode = Mode::Switching;
         let state = self.take_turn(&mut tracker);
         let cause = tracker.cause.clone();
         // Those who wait for an earlier record of the dropped log need wait no longer.
         self.unlock(tracker);
-        let saved = self.state.write(&state).or_else(|error| self.void(&error));
+        let saved = self.record(&state).or_else(|error| self.void(&error));
         let mut tracker = self.lock();
         tracker.saving = false;
         tracker.mode = if saved.is_ok() { Mode::Unlogged } else { Mode::Broken };
@@ -85,7 +91,7 @@ impl TrackedDisk {
     }
 
     /// The state cannot be written: says beside the image that it is void, which the next open reads first.
-    fn void(&self, why: &Error) -> Result<()> {
+    pub(super) fn void(&self, why: &Error) -> Result<()> {
         let void = self.void.as_ref().ok_or_else(|| Error::new(why.kind, &why.object, &why.message))?;
         tracing::error!(disk = self.label(), error = %why, "tracking cannot be recorded; that is noted beside the image");
         void.declare(&why.to_string())
@@ -109,8 +115,10 @@ impl TrackedDisk {
             tracker.sync = Some(Syncing::new(SyncScope::Whole, None, None, self.backing.size()));
         }
         // A new attempt includes what earlier attempts shipped: their deltas may have been given up.
-        if let Some(Syncing { copy: Some(copy), released, .. }) = &mut tracker.sync {
+        if let Some(Syncing { copy: Some(copy), released, earlier, before, .. }) = &mut tracker.sync {
             copy.merge(released.freeze());
+            copy.merge(earlier.freeze());
+            *before = None;
         }
         self.answer(tracker)
     }
@@ -128,8 +136,7 @@ impl TrackedDisk {
                     tracker = self.lock_for_saving();
                 } else {
                     let written = tracker.dirty.freeze();
-                    // What the vault had is no base for what is left.
-                    (tracker.bases, tracker.suspect) = (Vec::new(), false);
+                    tracker.suspect = false;
                     tracker.sync = tracker.sync.take().map(|sync| sync.next(written, self.backing.size()));
                 }
             }
@@ -163,7 +170,7 @@ impl TrackedDisk {
         };
         self.unlock(tracker);
         self.save(&state)?;
-        self.void.as_ref().map_or(Ok(()), Void::lift)?;
+        self.lift_void()?;
         // What was written before we looked may be in the page cache only: a copy of it must not outlive it unmarked.
         if whole && self.sync_backing().is_err() {
             self.mark_all().map_err(|error| Error::io("mark all regions of", self.backing.path(), error))?;
@@ -210,20 +217,19 @@ impl TrackedDisk {
     }
 
     /// See [`crate::machine::Machine::read`].
-    pub(crate) fn read_live(&self, offset: u64, len: u32) -> Result<Vec<u8>> {
-        let fits = offset.checked_add(u64::from(len)).is_some_and(|end| end <= self.backing.size());
-        if !fits || u64::from(len) > MAX_DATA {
+    pub(crate) fn read_live(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len() as u64;
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.backing.size());
+        if !fits || len > MAX_DATA {
             return Err(Error::new(
                 Kind::InvalidInput,
                 self.label(),
                 format!("cannot read {len} bytes at {offset}"),
             ));
         }
-        let mut buf = vec![0; usize::try_from(len).unwrap_or(0)];
-        self.backing.read(&mut buf, offset).map_err(|error| {
+        self.backing.read(buf, offset).map_err(|error| {
             Error::io(&format!("read {len} bytes at {offset} of"), self.backing.path(), error)
-        })?;
-        Ok(buf)
+        })
     }
 
     /// See [`crate::machine::Machine::end_sync`].
@@ -270,13 +276,14 @@ impl TrackedDisk {
         if tracker.epoch != epoch {
             return Err(self.not_logged(&tracker));
         }
+        let last = tracker.sync.take_if(|sync| Some(sync.round) == complete);
+        give_round_up(&mut tracker);
         let (unrecorded, size) = (tracker.dirty.freeze(), self.backing.size());
         let base = std::mem::take(&mut tracker.bases).into_iter().find(|base| Some(*base) == known);
-        let last = tracker.sync.take().filter(|sync| Some(sync.round) == complete);
         let partial = if tracker.suspect { SyncScope::Marked } else { SyncScope::Dirty };
         tracker.suspect = false;
         tracker.sync = Some(match (last, base) {
-            (Some(last), _) => last.next(unrecorded, size),
+            (Some(last), base) => Syncing { base, ..last.next(unrecorded, size) },
             (None, Some(_)) => Syncing::new(partial, base, Some(unrecorded), size),
             (None, None) => Syncing::new(SyncScope::Whole, None, None, size),
         });
@@ -310,7 +317,7 @@ impl TrackedDisk {
     }
 
     pub(super) fn save(&self, state: &DiskState) -> Result<()> {
-        let saved = self.state.write(state);
+        let saved = self.record(state);
         let mut tracker = self.lock();
         tracker.saving = false;
         self.unlock(tracker);
@@ -332,6 +339,11 @@ impl TrackedDisk {
             mount: self.mount.clone(),
             image: self.backing.found().clone(),
             clean: false,
+            afar: Afar {
+                server: tracker.server.clone(),
+                untold: tracker.losses > tracker.told,
+                sample: None,
+            },
         }
     }
 }
@@ -345,13 +357,14 @@ pub(super) fn bases_of(tracker: &Tracker) -> Vec<Uuid> {
     }
 }
 
-/// Of a stretch that has ended: what its sync's round named differs still, for all that is known.
+/// Of a stretch that has ended: what its sync's rounds named differs still, for all that is known. What earlier ones copied may
+/// stand in the vault already.
 pub(super) fn give_round_up(tracker: &mut Tracker) {
     let Some(sync) = tracker.sync.take() else { return };
-    if let Some(copy) = sync.copy {
-        tracker.dirty.merge(copy);
-        tracker.suspect = sync.scope == SyncScope::Marked;
+    if sync.copy.is_some() {
+        tracker.suspect |= sync.scope == SyncScope::Marked || sync.before.is_some();
     }
+    tracker.dirty.merge(sync.all());
 }
 
 /// Ends the stretch of records: a new tracking id, and a bitmap that names every difference from what the vault has under

@@ -22,7 +22,7 @@ async fn every_object_of_a_vault_can_be_taken_apart() {
     let (mut claims, mut points, mut deltas, mut embedded) = (0, 0, 0, 0);
     for object in vault.store.list("machines").await.unwrap() {
         let bytes = vault.store.get(&object.key, 1 << 30).await.unwrap();
-        let description = decode(&object.key, &bytes).unwrap();
+        let description = decode(&vault.named(&object.key), &bytes).unwrap();
         assert!(!description.to_string().is_empty());
         assert!(serde_json::to_value(&description).unwrap()["type"].is_string());
         match description {
@@ -35,12 +35,13 @@ async fn every_object_of_a_vault_can_be_taken_apart() {
                 embedded += usize::from(entry.embedded.is_some());
             }
             Description::Entry(_) => claims += 1,
+            sealed => panic!("{sealed}"),
         }
         let mut flipped = bytes.to_vec();
         let middle = flipped.len() / 2;
         flipped[middle] ^= 1;
-        let error = decode(&object.key, &flipped).unwrap_err();
-        assert_eq!((error.kind, &error.object), (Kind::Corrupt, &object.key));
+        let error = decode(&vault.named(&object.key), &flipped).unwrap_err();
+        assert_eq!((error.kind, &error.object), (Kind::Corrupt, &vault.store.name_of(&object.key)));
     }
     assert_eq!(points, listing::points(&vault, "m").await.unwrap().len());
     assert!(claims == 1 && deltas > 0 && embedded > 0, "{claims} {deltas} {embedded}");
@@ -51,6 +52,6 @@ fn a_file_of_another_kind_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
     std::fs::write(&path, "hello world").unwrap();
-    assert_eq!(describe(&path).unwrap_err().kind, Kind::InvalidInput);
-    assert_eq!(describe(&dir.path().join("y")).unwrap_err().kind, Kind::NotFound);
+    assert_eq!(describe(&path, None).unwrap_err().kind, Kind::InvalidInput);
+    assert_eq!(describe(&dir.path().join("y"), None).unwrap_err().kind, Kind::NotFound);
 }

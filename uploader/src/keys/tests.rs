@@ -13,8 +13,8 @@ fn names_sort_as_numbers_do_and_parse_back() {
 
 #[test]
 fn a_delta_is_never_named_twice() {
-    assert_ne!(new_delta(3), new_delta(3));
-    assert!(new_delta(3).starts_with("00000000000000000003-"));
+    assert_ne!(new_delta(3, None), new_delta(3, None));
+    assert!(new_delta(3, None).starts_with("00000000000000000003-"));
 }
 
 #[test]
@@ -35,4 +35,19 @@ fn names_that_no_store_could_hold_are_refused() {
     for wrong in ["", ".hidden", "a/b", "a b", "ä", "..", &"x".repeat(129)] {
         assert_eq!(check_name("machine", wrong).unwrap_err().kind, Kind::InvalidInput, "{wrong}");
     }
+}
+
+#[test]
+fn branches_have_names_of_their_own() {
+    let writer = Uuid::from_u128(0xab);
+    let folder = branch_folder("m", 3, writer);
+    assert_eq!(folder, "machines/m/branches/00000000000000000003-000000000000000000000000000000ab");
+    assert_eq!(parse_branch(folder.rsplit('/').next().unwrap()), Some((3, writer)));
+    for wrong in ["", "3-000000000000000000000000000000ab", "00000000000000000003-ab", "00000000000000000003"]
+    {
+        assert_eq!(parse_branch(wrong), None, "{wrong}");
+    }
+    assert!(
+        new_branch_delta(PointId { generation: 3, number: 7 }, None).starts_with("g3-00000000000000000007-")
+    );
 }

@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
 use crate::changes;
-use crate::commit::{self, Uploaded};
+use crate::cipher::Cipher;
+use crate::commit::{self, EntryId, Uploaded};
 use crate::delta::Encoded;
 use crate::vault::Vault;
 
@@ -81,7 +82,7 @@ pub(super) struct Target<'a> {
     pub vault: &'a Vault,
     pub machine: &'a str,
     /// The entry that will name them.
-    pub number: u64,
+    pub entry: EntryId,
 }
 
 impl Target<'_> {
@@ -93,7 +94,7 @@ impl Target<'_> {
         mut done: impl FnMut(Uploaded, T) -> Result<()>,
     ) -> Result<()> {
         let upload = |Packed { delta, tag, room }: Packed<T>| {
-            let uploading = commit::upload(self.vault, self.machine, self.number, delta);
+            let uploading = commit::upload(self.vault, self.machine, self.entry, delta);
             async move {
                 let uploaded = uploading.await;
                 drop(room);
@@ -168,10 +169,10 @@ impl<T: Send + 'static> Packing<T> {
 }
 
 /// Packs what `cut` holds, when it is its turn.
-pub(super) async fn pack_cut(cut: &Cut) -> Result<Packing<()>> {
+pub(super) async fn pack_cut(cut: &Cut, cipher: &Cipher) -> Result<Packing<()>> {
     let turn = Turn::to_cut(cut).await?;
-    let cut = cut.clone();
-    Packing::start(turn, move |exit| changes::pack(&cut, &mut |delta| exit.hand_on(delta, ())))
+    let (cut, cipher) = (cut.clone(), cipher.clone());
+    Packing::start(turn, move |exit| changes::pack(&cut, &cipher, &mut |delta| exit.hand_on(delta, ())))
 }
 
 fn failed(error: &dyn std::error::Error) -> Error {

@@ -13,6 +13,8 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::commit::EntryId;
+use crate::digest::Digest;
 use crate::keys::PointId;
 use crate::line::Owner;
 use crate::point::{Gap, Header};
@@ -96,6 +98,9 @@ pub struct State {
     pub head: u64,
     /// The newest point, which the next one names as its parent.
     pub point: Option<PointId>,
+    /// That point's mark.
+    #[serde(default)]
+    pub point_mark: Option<Digest>,
     /// Its instant.
     pub time: Option<Timestamp>,
     /// The disks as it holds them, as far as they can be built upon.
@@ -110,6 +115,18 @@ pub struct State {
     pub resync_asked: bool,
     /// The operator does not want to wait for the resync window, and no point has come of it yet.
     pub start_now: bool,
+    /// Another writer owns the machine's line: what is written is a branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<Fenced>,
+}
+
+/// How a writer came to write a branch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    /// The number of the branch's first entry.
+    pub first: u64,
+    /// Who owns the line, for people.
+    pub cause: String,
 }
 
 impl State {
@@ -124,6 +141,7 @@ impl State {
             claimed: false,
             head: 0,
             point: None,
+            point_mark: None,
             time: None,
             disks: BTreeMap::new(),
             sync: None,
@@ -131,6 +149,7 @@ impl State {
             cancelled: false,
             resync_asked: false,
             start_now: false,
+            fenced: None,
         }
     }
 
@@ -168,24 +187,50 @@ impl State {
             .map_err(|e| Error::io("write the local state", &path, e))
     }
 
+    /// The entry that the next point will be.
+    pub fn next_entry(&self) -> EntryId {
+        let number = self.head + 1;
+        match self.fenced {
+            None => EntryId::Line(number),
+            Some(_) => EntryId::Branch(PointId { generation: self.generation, number }),
+        }
+    }
+
     /// Who appends.
     pub fn owner(&self) -> Owner {
         Owner { writer: self.writer, generation: self.generation }
     }
 
-    /// The vault has the entry `header`, which is ours. A point that holds the whole sync under way makes all its disks
+    /// Another writer owns the line, as `cause` says; from the entry `first` on, a branch is written. Returns the sync that was
+    /// under way, which is given up with its journal: what it has shipped so far was meant for the line, and is deleted when the
+    /// line has passed it. Logs that were shipped meanwhile are in the journal alone: without it no disk is exact any more.
+    pub fn branch_off(&mut self, first: u64, cause: String) -> Option<SyncState> {
+        self.fenced = Some(Fenced { first, cause });
+        self.head = first - 1;
+        if self.sync.is_some() {
+            self.disks.clear();
+        }
+        self.sync.take()
+    }
+
+    /// The mark of `point`, if that is the newest one.
+    pub fn mark_of(&self, point: PointId) -> Option<Digest> {
+        self.point_mark.filter(|_| self.point == Some(point))
+    }
+
+    /// The vault has the entry `header`, which is ours and has this mark. A point that holds the whole sync under way makes all its disks
     /// exact and ends the sync.
     ///
     /// Any other point was on its way when an earlier step was dropped. Logs that came later may have been released on
     /// the strength of the journal alone, so the sync and its journal stay, for the next point to follow with. Nor does
     /// such a point make anything exact that is not known to be: what it held may have been given up since. And whatever
     /// was compared with the point before it has to be compared again: what it changed may have been left out as equal.
-    pub fn remember(&mut self, header: &Header, whole_sync: bool) {
+    pub fn remember(&mut self, header: &Header, mark: Digest, whole_sync: bool) {
         self.head = header.number;
         if !header.is_point() {
             return;
         }
-        self.point = Some(header.id());
+        (self.point, self.point_mark) = (Some(header.id()), Some(mark));
         self.time = Some(header.time);
         if !whole_sync {
             let agrees = |name: &str, known: &Known| {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::journal::Copied;
+use crate::cipher::Encryption;
 use crate::keys::PointId;
 use crate::store::Counts;
 
@@ -108,6 +109,9 @@ pub struct Status {
     /// What the newest point is not though it was to be, and why: "crash-consistent: …".
     #[serde(default)]
     pub notes: Vec<String>,
+    /// How the vault is encrypted, once it was opened.
+    #[serde(default)]
+    pub encryption: Option<Encryption>,
     /// The newest point.
     pub head: Option<PointId>,
     /// Its instant.
@@ -116,6 +120,9 @@ pub struct Status {
     pub points: u64,
     /// When the next attempt is due, after an error.
     pub next_retry: Option<Timestamp>,
+    /// Another writer owns the machine's line, as this says, and points go to a branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<String>,
     /// Seconds between points.
     pub interval_seconds: f64,
     /// The disks, in the machine's order.
@@ -146,10 +153,12 @@ impl Status {
             sync_cause: String::new(),
             generation: 0,
             notes: Vec::new(),
+            encryption: None,
             head: None,
             newest: None,
             points: 0,
             next_retry: None,
+            fenced: None,
             interval_seconds: interval.as_secs_f64(),
             disks: Vec::new(),
             counts: Counts::default(),
@@ -175,7 +184,14 @@ impl Status {
         let lacking = self.disks.iter().filter(|disk| disk.bytes_unreadable > 0);
         let lacking = lacking.map(|disk| format!("{} bytes of disk {}", disk.bytes_unreadable, disk.name));
         let lacking = lacking.collect::<Vec<_>>().join(", ");
-        if !lacking.is_empty() {
+        if let Some(fenced) = &self.fenced {
+            self.health = Health::Critical;
+            self.cause = format!("{fenced}; points of this host go to a branch");
+            self.remedy = format!(
+                "let only one site run the machine; `lifeboat points {} --generation {}` lists what this one keeps",
+                self.machine, self.generation
+            );
+        } else if !lacking.is_empty() {
             self.health = Health::Warning;
             self.cause = format!("points lack what could not be read of the live disk: {lacking}");
             self.remedy = format!(

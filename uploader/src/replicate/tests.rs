@@ -1,6 +1,8 @@
+mod away;
 mod basics;
 mod compare;
 mod errors;
+mod fenced;
 mod late;
 mod operator;
 mod oracle;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use object_store::memory::InMemory;
 
 use super::*;
-use crate::vault::{Encryption, Vault};
+use crate::vault::{Protection, Vault};
 
 /// The behaviour that everything above relies on, for every kind of store.
 async fn conforms(store: &Store) {
@@ -57,6 +57,24 @@ async fn a_folder_conforms() {
     assert!(dir.path().join("vault/machines/n").is_dir());
 }
 
+#[test]
+fn machines_that_begin_together_make_one_vault() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..50 {
+        let url = format!("file://{}/vault-{round}", dir.path().display());
+        let config = StoreConfig { url, ..StoreConfig::default() };
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    start.wait();
+                    open(&config, true).unwrap();
+                });
+            }
+        });
+    }
+}
+
 /// Runs against any store that the variable names, for example an S3 server: `URL` and then `name=value` options, with
 /// blanks between.
 #[tokio::test]
@@ -76,8 +94,8 @@ async fn a_store_named_from_outside_conforms() {
     for error in [
         store.get("k", 10).await.unwrap_err(),
         store.list("k").await.unwrap_err(),
-        Vault::at(store.clone()).await.unwrap_err(),
-        Vault::at_or_create(store.clone(), Encryption::None).await.unwrap_err(),
+        Vault::at(store.clone(), None).await.unwrap_err(),
+        Vault::at_or_create(store.clone(), &Protection::None).await.unwrap_err(),
     ] {
         assert_eq!((error.kind, error.object.as_str()), (Kind::NotFound, store.url()), "{error}");
         assert!(error.remedy.contains("create the bucket or container"), "{error}");

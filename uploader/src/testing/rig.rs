@@ -16,8 +16,9 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::Random;
+use crate::elapsed::Elapsed;
 use crate::jobs::Jobs;
-use crate::replicate::{Clock, ResyncWindow, Settings};
+use crate::replicate::{Clock, OnFenced, ResyncWindow, Settings};
 use crate::source::Source;
 
 pub(crate) type Disks = BTreeMap<String, Vec<u8>>;
@@ -96,6 +97,11 @@ impl Rig {
 
     /// A machine with one disk too large for an oracle: write with [`Rig::write_through`].
     pub fn sparse(name: &str, size: u64) -> Self {
+        Self::unwatched(name, size, Some(1 << 30))
+    }
+
+    /// The same with the log that is wanted, or the default.
+    pub fn unwatched(name: &str, size: u64, log_limit: Option<u64>) -> Self {
         let rig = Self::new(&[], 0);
         let path = rig.dir.path().join(format!("{name}.img"));
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
@@ -104,7 +110,8 @@ impl Rig {
             path,
             log_dir: None,
             read_only: false,
-            log_limit: Some(1 << 30),
+            log_limit,
+            upstream: Default::default(),
         };
         rig.with(|inner| inner.settings.disks.push(disk));
         rig.start_proxy();
@@ -130,6 +137,7 @@ impl Rig {
             log_dir: None,
             read_only: false,
             log_limit: Some(limit),
+            upstream: Default::default(),
         };
         self.with(|inner| {
             inner.settings.disks.push(disk);
@@ -270,6 +278,8 @@ impl Rig {
             host: "here".to_owned(),
             resync_window: ResyncWindow::Always,
             clock: Clock::new(jiff::ZonedDateTime::now),
+            elapsed: Elapsed::of_host(),
+            on_fenced: OnFenced::Branch,
             copy_limit: None,
             group: None,
             app_consistent_every: None,

@@ -353,3 +353,15 @@ fn a_damaged_log_stays_damaged_until_the_state_says_that_it_does_not_count() {
     assert!(!host.machine().info().disks[0].logged);
     host.check(&mut replica);
 }
+
+#[test]
+fn what_a_failed_sync_left_in_the_page_cache_is_not_copied_even_if_nothing_tells_of_it() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    write(host.disk(), 0, &[1]).unwrap();
+    host.apply(&Step::SyncFails, &mut replica);
+    host.apply(&Step::Vanishes(false, "state"), &mut replica);
+    host.check(&mut replica);
+    host.lose_power(3);
+    host.check(&mut replica);
+}

@@ -34,6 +34,7 @@ fn log_next(number: u32, logged: bool, written: u64) -> bool {
         dirty_bytes: written,
         log_bytes: 0,
         clients: 0,
+        trouble: None,
     };
     Work::log_next(&disk, &MachineInfo { name: "m".to_owned(), disks: vec![now] })
 }
