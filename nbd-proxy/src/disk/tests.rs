@@ -266,22 +266,26 @@ fn a_second_opener_is_refused() {
 
 #[test]
 fn the_log_gives_its_space_back_before_the_guest_hears_that_there_is_none() {
-    let dir = tempfile::tempdir().unwrap();
-    let settings = settings(dir.path(), "d", SIZE, Some(1 << 30));
-    let log = dir.path().join("lifeboat-logs/m/d");
-    let (backing, failing) = FailingDisk::full_beside(&settings.path, log);
-    let disk = Arc::new(TrackedDisk::open_on(Box::new(backing), "m", &settings, BOOT).unwrap());
-    let machine = Machine::over("m".to_owned(), vec![disk.clone()]);
-    let mut replica = Replica::default();
-    replica.cycle(&machine).unwrap();
-    write(&*disk, 65536, &[1; 4096]).unwrap();
-    failing.store(true, Ordering::SeqCst);
-    write(&*disk, 0, &[7; 8192]).unwrap();
-    disk.zero(4096, 100, ZeroMode::default()).unwrap();
-    assert!(machine.info().disks[0].cause.contains("space"), "{:?}", machine.info());
-    failing.store(false, Ordering::SeqCst);
-    assert_eq!(replica.cycle(&machine).unwrap(), [SyncScope::Dirty]);
-    assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
+    let write_some = |disk: &TrackedDisk| write(disk, 0, &[7; 8192]).unwrap();
+    let zero_some = |disk: &TrackedDisk| disk.zero(4096, 100, ZeroMode::default()).unwrap();
+    let acts: [&dyn Fn(&TrackedDisk); 2] = [&write_some, &zero_some];
+    for act in acts {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path(), "d", SIZE, Some(1 << 30));
+        let log = dir.path().join("lifeboat-logs/m/d");
+        let (backing, failing) = FailingDisk::full_beside(&settings.path, log);
+        let disk = Arc::new(TrackedDisk::open_on(Box::new(backing), "m", &settings, BOOT).unwrap());
+        let machine = Machine::over("m".to_owned(), vec![disk.clone()]);
+        let mut replica = Replica::default();
+        replica.cycle(&machine).unwrap();
+        write(&*disk, 65536, &[1; 4096]).unwrap();
+        failing.store(true, Ordering::SeqCst);
+        act(&disk);
+        assert!(machine.info().disks[0].cause.contains("space"), "{:?}", machine.info());
+        failing.store(false, Ordering::SeqCst);
+        assert_eq!(replica.cycle(&machine).unwrap(), [SyncScope::Dirty]);
+        assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::format::{HEADER_LEN, Header, RECORD_LEN};
 use super::segment::{Entry, SegmentFile, SegmentWriter};
 use super::{Record, SegmentReader, format};
 use crate::Kind;
+use crate::durable::failpoint::{Action, arm};
 use crate::tracking::SegmentRef;
 
 const SIZE: u64 = 1 << 30;
@@ -131,17 +132,24 @@ fn a_record_in_another_s_place_is_none() {
     assert!(format::decode_record(seed, 4, SIZE, &record).is_none());
 }
 
-/// Killed between the rename of a kept file and its new header.
+/// Killed while a kept file becomes another segment.
 #[test]
 fn a_retired_segment_is_one_no_more() {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = Folder::open(dir.path(), 1 << 20).unwrap();
-    let mut writer = SegmentWriter::over(folder.create(header(1)).unwrap());
-    writer.append(Entry { offset: 0, len: 512, data: None }).unwrap();
-    folder.retire(&writer.seal().unwrap().path).unwrap();
-    let kept = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
-    std::fs::rename(kept, dir.path().join("000000000002.seg")).unwrap();
-    assert!(folder.segments().unwrap().is_empty(), "an old segment has come back under another name");
+    for point in ["SegmentMade.Create.before", "SegmentMade.Create.after", "SegmentNamed.Rename.before"] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path(), 1 << 20).unwrap();
+        let mut writer = SegmentWriter::over(folder.create(header(1)).unwrap());
+        writer.append(Entry { offset: 0, len: 512, data: None }).unwrap();
+        folder.retire(&writer.seal().unwrap().path).unwrap();
+        let dead = arm(&[(point, Action::Die, 1)]);
+        folder.create(header(2)).unwrap_err();
+        drop(dead);
+        let folder = Folder::open(dir.path(), 1 << 20).unwrap();
+        assert!(
+            folder.segments().unwrap().is_empty(),
+            "{point}: an old segment has come back under another name"
+        );
+    }
 }
 
 #[test]

@@ -91,6 +91,29 @@ fn a_mark_that_is_wanted_is_not_cleared() {
 }
 
 #[test]
+fn a_save_waits_for_the_one_under_way() {
+    let mut intent = Intent::new(marks(&[]));
+    intent.want(&(0..1));
+    let first = intent.begin_save(NOW).unwrap();
+    intent.want(&(REGION..REGION + 1));
+    assert!(intent.begin_save(NOW).is_none(), "written side by side, the older may be the last");
+    intent.end_save(first, true);
+    assert!(intent.allows(std::iter::once(0..1), NOW) && !intent.allows(std::iter::once(REGION..SIZE), NOW));
+    assert_eq!(intent.begin_save(NOW).unwrap().regions, marks(&[0, 1]).regions);
+}
+
+#[test]
+fn a_map_that_cannot_be_written_allows_no_write() {
+    let mut intent = Intent::new(marks(&[0]));
+    intent.want(&(REGION..REGION + 1));
+    let marks = intent.begin_save(NOW).unwrap();
+    intent.end_save(marks, false);
+    assert!(!intent.allows(std::iter::once(0..1), NOW), "until the next open will know");
+    intent.set_trust(Trust::Forgone);
+    assert!(intent.allows(std::iter::once(0..1), NOW));
+}
+
+#[test]
 fn after_a_failed_sync_no_mark_goes() {
     let mut intent = Intent::new(marks(&[0]));
     let failed = intent.begin_sync();
