@@ -42,6 +42,8 @@ pub struct Config {
     pub vault: VaultConfig,
     /// How exports on TCP are protected; in the clear if it is absent.
     pub tls: Option<TlsFiles>,
+    /// Who may connect to the exports, and how fast.
+    pub proxy: ProxyConfig,
     /// The machines this host protects; may be empty on a host that only reads the vault.
     pub machines: Vec<MachineConfig>,
 }
@@ -69,6 +71,15 @@ pub struct VaultConfig {
     pub credentials_file: Option<PathBuf>,
     /// Settings of the store's client, over those of the environment and the file.
     pub options: BTreeMap<String, Secret>,
+}
+
+/// Bounds of the NBD server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Clients that may use exports at a time, over all disks; the proxy's own rule when absent.
+    pub max_connections: Option<usize>,
+    /// How long a client may take to choose an export.
+    pub handshake_timeout: Duration,
 }
 
 /// How a vault's content is protected, as the file or the command line says.

@@ -43,6 +43,13 @@ pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
 pub const MAX_CLIENTS_RANGE: RangeInclusive<usize> = 1..=1024;
 /// What `machine.disk.reconnect_delay` and `machine.disk.reply_timeout` may be; the proxy's own rules say the defaults.
 pub const PATIENCE_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// What `proxy.max_connections` may be.
+pub const MAX_CONNECTIONS_RANGE: RangeInclusive<usize> = 1..=65536;
+/// `proxy.handshake_timeout`.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What `proxy.handshake_timeout` may be.
+pub const HANDSHAKE_TIMEOUT_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(300);
 /// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
@@ -55,6 +62,8 @@ pub struct File {
     pub site: Option<String>,
     pub vault: Vault,
     pub tls: Option<Tls>,
+    #[serde(default)]
+    pub proxy: Proxy,
     #[serde(default)]
     pub policy: Policy,
     #[serde(default)]
@@ -112,6 +121,14 @@ pub struct Tls {
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
     pub client_ca_file: PathBuf,
+}
+
+/// `[proxy]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proxy {
+    pub max_connections: Option<usize>,
+    pub handshake_timeout: Option<Span>,
 }
 
 /// `[policy]` and `[machine.policy]`

@@ -12,7 +12,9 @@ use uploader::replicate::OnFenced;
 use uploader::store::limit::Hours;
 
 use super::settings::{self, File};
-use super::{Config, DiskConfig, ListenAt, MachineConfig, Policy, VaultConfig, VaultKey, refuse};
+use super::{
+    Config, DiskConfig, ListenAt, MachineConfig, Policy, ProxyConfig, VaultConfig, VaultKey, refuse,
+};
 
 /// Checks `file`, read from `path`, and fills its defaults in.
 pub fn validate(path: &Path, file: File) -> Result<Config> {
@@ -33,7 +35,9 @@ pub fn validate(path: &Path, file: File) -> Result<Config> {
         machines.push(machine(path, &file.state_dir, raw, &general)?);
     }
     let tls = file.tls.map(|raw| tls(path, raw)).transpose()?;
-    let config = Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, machines };
+    let proxy = proxy(path, &file.proxy)?;
+    let config =
+        Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, proxy, machines };
     no_shared_sockets(&config)?;
     groups_keep_step(&config)?;
     Ok(config)
@@ -116,6 +120,18 @@ fn tls(path: &Path, raw: settings::Tls) -> Result<TlsFiles> {
     absolute(path, "tls.key_file", &raw.key_file)?;
     absolute(path, "tls.client_ca_file", &raw.client_ca_file)?;
     Ok(TlsFiles { cert: raw.cert_file, key: raw.key_file, client_ca: raw.client_ca_file })
+}
+
+fn proxy(path: &Path, raw: &settings::Proxy) -> Result<ProxyConfig> {
+    if raw.max_connections.is_some_and(|max| !settings::MAX_CONNECTIONS_RANGE.contains(&max)) {
+        return Err(refuse(path, "proxy.max_connections", "out of range", "from 1 to 65536"));
+    }
+    let handshake_timeout = raw.handshake_timeout.map_or(settings::HANDSHAKE_TIMEOUT, |timeout| timeout.0);
+    if !settings::HANDSHAKE_TIMEOUT_RANGE.contains(&handshake_timeout) {
+        let message = format!("{handshake_timeout:?} is out of range");
+        return Err(refuse(path, "proxy.handshake_timeout", message, "from \"1s\" to \"300s\""));
+    }
+    Ok(ProxyConfig { max_connections: raw.max_connections, handshake_timeout })
 }
 
 fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Result<Policy> {

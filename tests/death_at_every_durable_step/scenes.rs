@@ -10,6 +10,7 @@ pub const NAMES: &[&str] = &[
     "keys, and a vault that is carried",
     "restarts",
     "a full log",
+    "a log folder that goes away",
     "a state that cannot be written",
     "a restore",
     "a restore that fails",
@@ -22,6 +23,7 @@ pub fn play(name: &str, mut scene: Scene) -> Scene {
         "keys, and a vault that is carried" => &[Scene::protect, change_keys, carry],
         "restarts" => &[Scene::protect, kill_the_proxy, close_with_a_long_log],
         "a full log" => &[Scene::protect, fill_the_log, close_without_a_log],
+        "a log folder that goes away" => &[Scene::protect, lose_the_log_folder],
         "a state that cannot be written" => &[Scene::protect, fill_the_log_of_a_disk_whose_state_is_refused],
         "a restore" => &[Scene::protect, restore],
         "a restore that fails" => &[Scene::protect, fail_a_restore],
@@ -115,6 +117,19 @@ fn close_with_a_long_log(scene: &mut Scene) {
 
 fn fill_the_log(scene: &mut Scene) {
     scene.overflow();
+    scene.wait_protected();
+    cut(scene);
+}
+
+/// The proxy looks after it every second or two.
+fn lose_the_log_folder(scene: &mut Scene) {
+    cut(scene);
+    std::fs::remove_dir_all(scene.path("lifeboat-logs")).expect("the folder is there");
+    while !scene.path("lifeboat-logs/m/d/state").exists() {
+        scene.write_some(4096, 4096);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    scene.write_some(32_768, 4096);
     scene.wait_protected();
     cut(scene);
 }

@@ -63,6 +63,13 @@ pub(crate) fn between_reads(disk: &str) {
     hook.into_iter().for_each(|hook| hook());
 }
 
+/// The most memory that this process ever held, in bytes.
+pub(crate) fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    most.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
 /// A vault in memory, encrypted as vaults should be.
 pub(crate) async fn memory_vault() -> Vault {
     vault_in(Arc::new(InMemory::new())).await

@@ -48,11 +48,11 @@ steps! {
     // The change log: nbd-proxy/src/log/folder.rs; its close: nbd-proxy/src/disk/recover.rs
     /// The folder of a disk's change log and tracking.
     DiskFolder: Create;
-    /// A used segment file becomes the next segment.
-    SegmentReused: Rename;
-    /// A segment's file is opened, or made.
+    /// The file of the next segment is opened, or made.
     SegmentMade: Create;
-    /// A wiped segment is kept for reuse.
+    /// It has its header, and gets the name that makes it a segment.
+    SegmentNamed: Rename;
+    /// A segment is one no more, and kept for reuse.
     SegmentKept: Rename;
     /// A segment, or a file kept for one, goes.
     SegmentRemoved: Remove;
@@ -72,14 +72,14 @@ steps! {
     // What a disk's tracking remembers: nbd-proxy/src/disk/
     /// The file of the tracking state.
     StateMade: Create;
-    /// Its space, at first.
-    StateAllocated: Sync;
+    /// Both of its slots, at first.
+    StateFilled: Sync;
     /// The tracking state.
     StateWritten: Sync;
     /// The file of the intent map.
     IntentMade: Create;
-    /// Its space, at first.
-    IntentAllocated: Sync;
+    /// Both of its slots, at first.
+    IntentFilled: Sync;
     /// The intent map.
     IntentWritten: Sync;
     /// The bitmap of an unlogged disk, at a clean close.
@@ -88,6 +88,10 @@ steps! {
     EndsMade: Create;
     /// At a clean close: what it says.
     EndsClosed: Sync;
+    /// The folder of all of these, that went away under a running proxy.
+    FolderRemade: Create;
+    /// Its name, and those above.
+    FolderNamed: SyncFolder;
     /// The note beside the image.
     VoidDeclared: Create Sync SyncFolder;
     /// The note goes.

@@ -20,8 +20,8 @@ use crate::output;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lifeboat vault key list
-  lifeboat vault key add --new-key-file second.key
-  lifeboat vault key remove 5f0c3a1b9e774d21 --vault s3://backups/vms --key-file second.key")]
+  lifeboat vault key add --new-key-file /media/key/second.key
+  lifeboat vault key remove 5f0c3a1b9e774d21 --vault s3://backups/vms --key-file /media/key/second.key")]
 pub struct Args {
     #[command(subcommand)]
     what: What,
