@@ -24,7 +24,7 @@ fn protected(key: &str) -> (Site, [Vec<u8>; 2]) {
     site.config(&site.usual("").replace("encryption = \"none\"", key));
     let run = site.start("run");
     let mut shown = Vec::new();
-    for byte in [0x11, 0x22] {
+    for byte in [0x11_u8, 0x22] {
         let mut client = Client::connect(&site.socket("root"), "web1/root").unwrap();
         client.write(&b"a marker on the disk. ".repeat(4000), u64::try_from(byte).unwrap() << 16).unwrap();
         client.flush().unwrap();
