@@ -6,12 +6,15 @@
 //!
 //! Entries are numbered, so ancestors are fetched many at a time without waiting for each to name its parent; what was
 //! fetched in vain (claims, entries of a lost branch) is dropped. Of an embedded delta only the index stays in memory.
+//! What lies at or below the floor of the newest catalogue is taken from there.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use nbd_proxy::{Error, Kind, Result};
 
+use crate::catalogue::{self, Catalogue};
 use crate::commit;
 use crate::delta::format::IndexRef;
 use crate::delta::reader::{DeltaReader, Place};
@@ -92,7 +95,21 @@ impl Found {
 
 /// Builds the map of `disks` (all, if none are named) at `point`.
 pub async fn load(vault: &Vault, machine: &str, point: PointId, disks: &[String]) -> Result<BlockMap> {
-    let mut chain = Chain::new(vault, machine);
+    along(vault, Chain::new(vault, machine), point, disks).await
+}
+
+/// The same by `catalogue`, which the caller holds the point by.
+pub async fn load_held(
+    vault: &Vault,
+    catalogue: &Arc<Catalogue>,
+    point: PointId,
+    disks: &[String],
+) -> Result<BlockMap> {
+    along(vault, Chain::by(vault, Arc::clone(catalogue)), point, disks).await
+}
+
+async fn along(vault: &Vault, mut chain: Chain<'_>, point: PointId, disks: &[String]) -> Result<BlockMap> {
+    let machine = chain.machine.clone();
     let first = chain.entry(point).await?;
     let disks = wanted(&first.header, disks)?;
     let mut missing: HashSet<String> = disks.iter().map(|disk| disk.name.clone()).collect();
@@ -109,7 +126,7 @@ pub async fn load(vault: &Vault, machine: &str, point: PointId, disks: &[String]
         if missing.is_empty() {
             break;
         }
-        let parent = parent.ok_or_else(|| no_base(machine, &header, &missing))?;
+        let parent = parent.ok_or_else(|| no_base(&machine, &header, &missing))?;
         next = Some(chain.entry(parent).await?);
     }
     assemble(vault, header, disks, found).await
@@ -190,31 +207,56 @@ pub(crate) struct Ancestor {
     pub deltas: Vec<Found>,
 }
 
+fn kept_ancestor(machine: &str, kept: &catalogue::Kept) -> Ancestor {
+    let place = |name: &str| Place { key: keys::delta(machine, name), base: 0 };
+    let found = |delta: &catalogue::KeptDelta| Found::Object(place(delta.name()), delta.delta.index);
+    Ancestor { header: kept.header.clone(), deltas: kept.deltas.iter().map(found).collect() }
+}
+
 /// Fetches a machine's entries, a window of numbers at a time.
 pub(crate) struct Chain<'a> {
     vault: &'a Vault,
-    machine: &'a str,
+    machine: String,
     line: Line,
+    /// What is at or below the floor; the newest, from the first look on, unless it was given.
+    catalogue: Option<Arc<Catalogue>>,
     ahead: BTreeMap<u64, Result<Option<Ancestor>>>,
     misses: usize,
 }
 
 impl<'a> Chain<'a> {
-    pub fn new(vault: &'a Vault, machine: &'a str) -> Self {
-        Self { vault, machine, line: commit::line(vault, machine), ahead: BTreeMap::new(), misses: 0 }
+    pub fn new(vault: &'a Vault, machine: &str) -> Self {
+        let line = commit::line(vault, machine);
+        let machine = machine.to_owned();
+        Self { vault, machine, line, catalogue: None, ahead: BTreeMap::new(), misses: 0 }
+    }
+
+    pub fn by(vault: &'a Vault, catalogue: Arc<Catalogue>) -> Self {
+        let chain = Self::new(vault, &catalogue.machine);
+        Self { catalogue: Some(catalogue), ..chain }
     }
 
     /// The point `id`. Going to ever lower numbers, most are there already.
     pub async fn entry(&mut self, id: PointId) -> Result<Ancestor> {
+        let catalogue = match &self.catalogue {
+            Some(catalogue) => Arc::clone(catalogue),
+            None => Arc::new(catalogue::newest(self.vault, &self.machine).await?),
+        };
+        self.catalogue = Some(Arc::clone(&catalogue));
+        if id.number <= catalogue.floor {
+            let kept = catalogue.point(id.number).filter(|kept| kept.header.id() == id);
+            return kept.map(|kept| kept_ancestor(&self.machine, kept)).ok_or_else(|| self.pruned(id));
+        }
         self.ahead.retain(|number, _| *number <= id.number);
         if !self.ahead.contains_key(&id.number) {
             // The first point may be its own base: look further only when it is not.
             let window = if self.misses == 0 { 1 } else { PARALLEL as u64 };
             self.misses += 1;
-            let numbers = id.number.saturating_sub(window - 1).max(1)..=id.number;
+            let lowest = id.number.saturating_sub(window - 1).max(catalogue.floor + 1);
             let this = &*self;
             let fetch = |number| async move { (number, this.fetch(number).await) };
-            let fetched: Vec<_> = stream::iter(numbers).map(fetch).buffer_unordered(PARALLEL).collect().await;
+            let fetched: Vec<_> =
+                stream::iter(lowest..=id.number).map(fetch).buffer_unordered(PARALLEL).collect().await;
             self.ahead.extend(fetched);
         }
         let name = self.vault.store.name_of(&self.line.key(id.number));
@@ -231,7 +273,14 @@ impl<'a> Chain<'a> {
         }
     }
 
-    async fn fetch(&self, number: u64) -> Result<Option<Ancestor>> {
+    fn pruned(&self, id: PointId) -> Error {
+        let message = format!("has no point {id}: it was pruned");
+        Error::new(Kind::NotFound, &self.machine, message)
+            .remedy("`lifeboat points` lists the machine's points")
+    }
+
+    /// The entry `number`, whatever any catalogue says; nothing if there is none.
+    pub async fn fetch(&self, number: u64) -> Result<Option<Ancestor>> {
         let Some(bytes) = self.line.read(number).await? else { return Ok(None) };
         let key = self.line.key(number);
         let name = self.vault.store.name_of(&key);
@@ -250,7 +299,7 @@ impl<'a> Chain<'a> {
                 base += usize::try_from(delta.size).unwrap_or(usize::MAX);
                 continue;
             };
-            let place = Place { key: keys::delta(self.machine, object), base: 0 };
+            let place = Place { key: keys::delta(&self.machine, object), base: 0 };
             deltas.push(Found::Object(place, delta.index));
         }
         Ok(Some(Ancestor { header: entry.header, deltas }))

@@ -9,19 +9,24 @@
 //! hands in settings as plain data and polls what it gets.
 
 pub mod blockmap;
+pub mod catalogue;
 pub mod changes;
 pub mod commit;
 pub mod delta;
 pub mod digest;
+pub mod holds;
 pub mod inspect;
 pub mod intervals;
 pub mod jobs;
 pub mod keys;
 pub mod line;
 pub mod listing;
+pub mod pins;
 pub mod point;
+pub mod prune;
 pub mod replicate;
 pub mod restore;
+pub mod retention;
 pub mod source;
 pub mod store;
 pub mod vault;

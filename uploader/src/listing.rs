@@ -1,4 +1,8 @@
 //! What a vault holds: its machines and their points. Read from the vault alone; no local state is asked.
+//!
+//! Above the floor of the newest catalogue the line's entries count, at or below it the catalogue alone: an entry that
+//! pruning could not delete is no point. The line is listed before the catalogue is read, so that an entry that
+//! is missing in the one is in the other.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -10,6 +14,7 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::catalogue::{self, Catalogue};
 use crate::keys::{self, PointId};
 use crate::point::{self, EntryKind, Gap, Header};
 use crate::vault::Vault;
@@ -108,6 +113,9 @@ pub struct PointInfo {
     /// The cut of the machine's consistency group that it is a share of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupShare>,
+    /// It stays until it is unpinned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
 
 impl From<Header> for PointInfo {
@@ -126,6 +134,7 @@ impl From<Header> for PointInfo {
             bytes: header.bytes,
             disks: header.disks.into_iter().map(summary).collect(),
             group: header.group.map(|group| GroupShare { name: group.name, cut: group.cut, complete: None }),
+            pinned: false,
         }
     }
 }
@@ -137,14 +146,15 @@ pub async fn machines(vault: &Vault) -> Result<Vec<String>> {
 
 /// The points of `machine`, oldest first. Those of a consistency group say whether their group has the whole cut.
 pub async fn points(vault: &Vault, machine: &str) -> Result<Vec<PointInfo>> {
-    let headers = headers(vault, machine).await?;
+    let view = View::load(vault, machine).await?;
+    let headers = view.headers(vault).await?;
     let others = cuts_of_others(vault, machine, &headers).await?;
     let info = |header: Header| {
         let complete = header.group.as_ref().map(|group| {
             let mut others = group.members.iter().filter_map(|member| others.get(member));
             others.all(|cuts| cuts.contains(&group.cut))
         });
-        let mut info = PointInfo::from(header);
+        let mut info = view.info(header);
         info.group.iter_mut().for_each(|group| group.complete = complete);
         info
     };
@@ -174,8 +184,49 @@ async fn cuts_of_others(
 
 /// The headers of all entries of `machine`, in the order of the line.
 pub async fn headers(vault: &Vault, machine: &str) -> Result<Vec<Header>> {
-    let numbers = numbers(vault, machine).await?;
-    stream::iter(numbers).map(|number| header(vault, machine, number)).buffered(PARALLEL).try_collect().await
+    View::load(vault, machine).await?.headers(vault).await
+}
+
+/// What exists of a machine, at one look.
+struct View {
+    catalogue: Catalogue,
+    /// The numbers of its entries, in order.
+    numbers: Vec<u64>,
+}
+
+impl View {
+    async fn load(vault: &Vault, machine: &str) -> Result<Self> {
+        keys::check_name("machine", machine)?;
+        let listed = vault.store.list(&keys::line_folder(machine)).await?;
+        let catalogue = catalogue::newest(vault, machine).await?;
+        let mut numbers = catalogue.numbers();
+        let above = listed.iter().filter_map(|object| keys::parse_line_entry(&object.key));
+        numbers.extend(above.filter(|number| *number > catalogue.floor));
+        if numbers.is_empty() {
+            let message = format!("the vault at {} has no such machine", vault.store.url());
+            let remedy = "`lifeboat machines` lists what the vault holds";
+            return Err(Error::new(Kind::NotFound, machine, message).remedy(remedy));
+        }
+        Ok(Self { catalogue, numbers })
+    }
+
+    async fn headers(&self, vault: &Vault) -> Result<Vec<Header>> {
+        let read = |number| self.header(vault, number);
+        stream::iter(self.numbers.iter().copied()).map(read).buffered(PARALLEL).try_collect().await
+    }
+
+    async fn header(&self, vault: &Vault, number: u64) -> Result<Header> {
+        match self.catalogue.header(number) {
+            Some(header) => Ok(header.clone()),
+            None => header(vault, &self.catalogue.machine, number).await,
+        }
+    }
+
+    fn info(&self, header: Header) -> PointInfo {
+        let mut info = PointInfo::from(header);
+        info.pinned = self.catalogue.pins.contains(&info.id);
+        info
+    }
 }
 
 /// The point that `name` names.
@@ -184,31 +235,26 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
         let message = format!("has no point {name}");
         Error::new(Kind::NotFound, machine, message).remedy("`lifeboat points` lists the machine's points")
     };
+    let mut view = View::load(vault, machine).await?;
     if let PointName::Id(id) = name {
-        keys::check_name("machine", machine)?;
-        return match header(vault, machine, id.number).await {
-            Ok(header) if header.is_point() && header.id() == *id => Ok(header.into()),
-            Ok(_) => Err(missing()),
-            // Tells an unknown machine from an unknown point.
-            Err(e) if e.kind == Kind::NotFound => numbers(vault, machine).await.and(Err(missing())),
-            Err(e) => Err(e),
-        };
+        view.numbers.binary_search(&id.number).map_err(|_| missing())?;
+        let header = view.header(vault, id.number).await?;
+        return if header.is_point() && header.id() == *id { Ok(view.info(header)) } else { Err(missing()) };
     }
     // An old instant is found by reading all headers, many at a time; the newest point needs but one or two.
     let mut known: HashMap<u64, Header> = HashMap::new();
     if matches!(name, PointName::At(_) | PointName::LatestApplication) {
-        known.extend(headers(vault, machine).await?.into_iter().map(|header| (header.number, header)));
+        known.extend(view.headers(vault).await?.into_iter().map(|header| (header.number, header)));
     }
-    let mut numbers = numbers(vault, machine).await?;
-    while let Some(number) = numbers.pop() {
+    while let Some(number) = view.numbers.pop() {
         let header = match known.remove(&number) {
             Some(header) => header,
-            None => header(vault, machine, number).await?,
+            None => view.header(vault, number).await?,
         };
         if !header.is_point() {
             // Between a claim and the point that it forks from lies a branch that lost.
             let fork = header.parent.map_or(0, |fork| fork.number);
-            numbers.retain(|number| *number <= fork);
+            view.numbers.retain(|number| *number <= fork);
             continue;
         }
         let wanted = match name {
@@ -217,26 +263,14 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
             _ => true,
         };
         if wanted {
-            return Ok(header.into());
+            return Ok(view.info(header));
         }
     }
     Err(missing())
 }
 
-async fn numbers(vault: &Vault, machine: &str) -> Result<Vec<u64>> {
-    keys::check_name("machine", machine)?;
-    let listed = vault.store.list(&keys::line_folder(machine)).await?;
-    let numbers: Vec<u64> = listed.iter().filter_map(|object| keys::parse_line_entry(&object.key)).collect();
-    if numbers.is_empty() {
-        let message = format!("the vault at {} has no such machine", vault.store.url());
-        let remedy = "`lifeboat machines` lists what the vault holds";
-        return Err(Error::new(Kind::NotFound, machine, message).remedy(remedy));
-    }
-    Ok(numbers)
-}
-
-/// The header of entry `number`: one request, two for a machine with very many disks.
-pub async fn header(vault: &Vault, machine: &str, number: u64) -> Result<Header> {
+/// The header of entry `number`, which is above the floor: one request, two for a machine with very many disks.
+pub(crate) async fn header(vault: &Vault, machine: &str, number: u64) -> Result<Header> {
     let key = keys::line_entry(&keys::line_folder(machine), number);
     let object = vault.store.name_of(&key);
     let mut start = vault.store.get_start(&key, HEADER_GUESS).await?;

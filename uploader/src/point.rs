@@ -243,6 +243,24 @@ pub fn decode_header(object: &str, start: &[u8]) -> Result<Header> {
     serde_json::from_slice(header).map_err(|e| corrupt(&format!("its header: {e}")))
 }
 
+/// How many bytes from an entry's start suffice for [`decode_start`], given its first bytes.
+pub fn list_end(object: &str, start: &[u8]) -> Result<usize> {
+    let prefix = decode_prefix(start).map_err(|what| unreadable(object, what))?;
+    Ok(PREFIX_LEN + prefix.header + prefix.list)
+}
+
+/// Reads what an entry says about itself and which deltas it consists of out of its first bytes. The list is not
+/// covered by the header's digest: it says what an entry means to have, and nothing is read by it.
+pub fn decode_start(object: &str, start: &[u8]) -> Result<(Header, Vec<DeltaRef>)> {
+    let header = decode_header(object, start)?;
+    let prefix = decode_prefix(start).map_err(|what| unreadable(object, what))?;
+    let list_at = PREFIX_LEN + prefix.header;
+    let list = start.get(list_at..list_at + prefix.list);
+    let list = list.ok_or_else(|| unreadable(object, "its list of deltas is cut off"))?;
+    let list = decode_list(list).map_err(|e| unreadable(object, &format!("its list of deltas: {e}")))?;
+    Ok((header, list))
+}
+
 /// Reads a whole entry. `object` names it in errors.
 pub fn decode(object: &str, bytes: &[u8]) -> Result<Entry> {
     let corrupt = |what: &str| unreadable(object, what);

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
+use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
@@ -82,6 +83,19 @@ pub struct Listed {
     pub key: String,
     /// Its size in bytes.
     pub size: u64,
+    /// When it was written, by the store's clock.
+    pub modified: Timestamp,
+}
+
+impl Listed {
+    fn new(meta: object_store::ObjectMeta) -> Self {
+        let (second, nanosecond) =
+            (meta.last_modified.timestamp(), meta.last_modified.timestamp_subsec_nanos());
+        let nanosecond = i32::try_from(nanosecond).unwrap_or(0);
+        // A time that no store can mean is as good as now: what is young is never deleted.
+        let modified = Timestamp::new(second, nanosecond).unwrap_or(Timestamp::MAX);
+        Self { key: meta.location.into(), size: meta.size, modified }
+    }
 }
 
 /// A place for objects; cheap to clone, clones share their counters.
@@ -198,13 +212,18 @@ impl Store {
         Err(Error::corrupt(self.name_of(key), message))
     }
 
+    /// What a listing would show of an object.
+    pub async fn head(&self, key: &str) -> Result<Listed> {
+        self.counters.gets.fetch_add(1, Relaxed);
+        let head = self.inner.head(&Path::from(key)).await;
+        head.map(Listed::new).map_err(|e| self.error("look at", key, e))
+    }
+
     /// Everything below `folder`, sorted by name.
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
         self.counters.lists.fetch_add(1, Relaxed);
         let found = self.inner.list(Some(&Path::from(folder)));
-        let to_listed =
-            |meta: object_store::ObjectMeta| Listed { key: meta.location.into(), size: meta.size };
-        let found: Vec<Listed> = match found.map_ok(to_listed).try_collect().await {
+        let found: Vec<Listed> = match found.map_ok(Listed::new).try_collect().await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) if self.is_folder() => Vec::new(),
             Err(e) => return Err(self.error("list", folder, e)),

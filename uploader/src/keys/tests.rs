@@ -36,3 +36,18 @@ fn names_that_no_store_could_hold_are_refused() {
         assert_eq!(check_name("machine", wrong).unwrap_err().kind, Kind::InvalidInput, "{wrong}");
     }
 }
+
+#[test]
+fn a_deltas_name_says_for_which_entry_it_was_made() {
+    assert_eq!(parse_delta(&new_delta(17)), Some(17));
+    for wrong in
+        ["", "17", "00000000000000000017", "00000000000000000017-", "17-0123456789abcdef0123456789abcdef"]
+    {
+        assert_eq!(parse_delta(wrong), None, "{wrong}");
+    }
+    let key = catalogue("m", 3);
+    assert_eq!(
+        (key.as_str(), parse_line_entry(&key)),
+        ("machines/m/catalogue/00000000000000000003", Some(3))
+    );
+}

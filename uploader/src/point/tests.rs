@@ -56,6 +56,13 @@ fn an_entry_is_read_back() {
     let end = header_end("e", &bytes[..48]).unwrap();
     assert_eq!(decode_header("e", &bytes[..end]).unwrap(), header, "the header stands alone");
     assert_eq!(decode_header("e", &bytes[..end - 1]).unwrap_err().kind, Kind::Corrupt);
+    let end = list_end("e", &bytes[..48]).unwrap();
+    assert_eq!(
+        decode_start("e", &bytes[..end]).unwrap(),
+        (header.clone(), list),
+        "and so does the list after it"
+    );
+    assert_eq!(decode_start("e", &bytes[..end - 1]).unwrap_err().kind, Kind::Corrupt);
     assert_eq!(owner_of("e", &bytes).unwrap(), header.owner());
 }
 
@@ -105,5 +112,7 @@ proptest! {
         let _ = decode("e", &bytes);
         let _ = decode_header("e", &bytes);
         let _ = header_end("e", &bytes);
+        let _ = list_end("e", &bytes);
+        let _ = decode_start("e", &bytes);
     }
 }
