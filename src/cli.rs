@@ -61,6 +61,7 @@ pub enum Command {
     Resume(commands::resume::Args),
     Resync(commands::resync::Args),
     Restore(commands::restore::Args),
+    Vault(commands::vault::Args),
     Inspect(commands::inspect::Args),
     #[command(hide = true)]
     HoldGuest(commands::hold_guest::Args),

@@ -15,6 +15,7 @@ pub mod resync;
 pub mod run;
 pub mod status;
 pub mod uploader;
+pub mod vault;
 pub mod wait;
 
 use std::path::PathBuf;
@@ -66,13 +67,17 @@ pub struct VaultArgs {
     /// Plain http to a host that is not loopback; with --vault
     #[arg(long, requires = "vault")]
     pub allow_http: bool,
+    /// Look past delete markers and later versions at what was first written: for an S3 bucket that keeps versions, after somebody
+    /// has emptied the vault
+    #[arg(long)]
+    pub undelete: bool,
 }
 
 impl VaultArgs {
     /// The vault of the command line, else that of the configuration.
     pub fn resolve(&self, context: &Context) -> Result<VaultConfig> {
         match &self.vault {
-            None => Ok(context.load()?.vault),
+            None => Ok(VaultConfig { undelete: self.undelete, ..context.load()?.vault }),
             Some(url) => {
                 crate::vault::check_url(url)?;
                 let ca_file = self.ca_file.clone();
@@ -80,6 +85,7 @@ impl VaultArgs {
                     url: url.clone(),
                     ca_file,
                     allow_http: self.allow_http,
+                    undelete: self.undelete,
                     ..VaultConfig::default()
                 })
             }
@@ -128,6 +134,7 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Resync(args) => resync::run(&context, &args).await,
             Command::Restore(args) => restore::run(&context, &args).await,
             Command::HoldGuest(args) => hold_guest::run(&args).await,
+            Command::Vault(args) => vault::run(&context, &args).await,
             Command::Inspect(args) => inspect::run(&context, &args),
             Command::Demo(args) => demo::run(&context, &args).await,
         }

@@ -55,6 +55,10 @@ pub struct VaultConfig {
     pub ca_file: Option<PathBuf>,
     /// Plain http to a host that is not loopback is allowed.
     pub allow_http: bool,
+    /// No other host ever writes: a store without conditional writes will do.
+    pub single_writer: bool,
+    /// See what was first written under each name, whatever was deleted or written over since.
+    pub undelete: bool,
     /// Settings of the store's client, over those of the environment.
     pub options: BTreeMap<String, Secret>,
 }

@@ -19,7 +19,7 @@ mod vault;
 
 use std::process::ExitCode;
 
-use nbd_proxy::{Error, Kind};
+use nbd_proxy::{Error, Kind, durable};
 
 /// Done.
 const EXIT_DONE: u8 = 0;
@@ -34,7 +34,8 @@ fn main() -> ExitCode {
         Err(refused) => return ExitCode::from(refused.print()),
     };
     let json = cli.json;
-    match commands::run(cli) {
+    let planned = durable::plan_failpoints(|| std::env::var("LIFEBOAT_FAILPOINTS").ok());
+    match planned.and_then(|()| commands::run(cli)) {
         Ok(()) => ExitCode::from(EXIT_DONE),
         Err(error) => {
             output::print_error(&error, json);

@@ -41,6 +41,8 @@ pub fn store_config(vault: &VaultConfig) -> StoreConfig {
         options,
         ca_file: vault.ca_file.clone(),
         allow_http: vault.allow_http,
+        single_writer: vault.single_writer,
+        undelete: vault.undelete,
     }
 }
 

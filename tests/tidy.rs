@@ -1,12 +1,12 @@
 //! The rules of the house that no compiler knows, kept by a machine.
 //!
 //! Layers by their imports; lengths of files and functions, as a ratchet that only gets tighter; no unwrap outside tests; no
-//! unfinished words; no paths of somebody's machine; each test that a document names exists. Sources are read as text,
+//! unfinished words; no paths of somebody's machine; no durable step without failpoints; each test that a document names exists. Sources are read as text,
 //! line by line, in the shape that rustfmt gives them: that is enough for rules, and far from parsing Rust.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -192,8 +192,7 @@ fn nothing_panics_by_convenience() {
     ];
     let mut found = Vec::new();
     for source in rust().iter().filter(|source| !is_test(&source.path)) {
-        let production = source.text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-        for (n, line) in code_lines(production) {
+        for (n, line) in code_lines(production(source)) {
             found.extend(
                 words
                     .iter()
@@ -266,6 +265,131 @@ fn starts_with_it(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| !line[..at].chars().next_back().is_some_and(char::is_alphanumeric))
 }
 
+/// What makes, syncs, renames, removes or puts something.
+const DURABLE: [&str; 21] = [
+    "sync_all(",
+    "sync_data(",
+    "::fsync(",
+    "::fdatasync(",
+    "syncfs(",
+    "DSYNC",
+    "rename(",
+    "renameat",
+    ".create(true)",
+    "create_new(",
+    "File::create(",
+    "fs::write(",
+    "fs::copy(",
+    "create_dir",
+    "remove_file(",
+    "remove_dir",
+    ".put_opts(",
+    ".inner.delete(",
+    "store.put(",
+    "store.create(",
+    "store.delete(",
+];
+
+/// Where that is done without a failpoint on the line, and why that is right.
+const WITHOUT_FAILPOINT: [(&str, &[&str], &str); 9] = [
+    ("nbd-proxy/src/durable.rs", &[], "this is where it is done"),
+    ("nbd-proxy/src/backing/raw.rs", &["DSYNC"], "its only caller takes the step"),
+    ("uploader/src/store.rs", &[".put_opts(", ".inner.delete("], "its callers take the step"),
+    ("nbd-proxy/src/server/listen.rs", &["remove_file("], "a socket means nothing without its process"),
+    ("src/control/server.rs", &["remove_file(", ".create(true)"], "the same, and the lock"),
+    ("src/demo/scene.rs", &["create_dir", "File::create(", "sync_all(", "remove_dir"], "a scratch folder"),
+    ("uploader/src/check/rows.rs", &["store.put(", "store.create(", "store.delete("], "probes, and no vault"),
+    (
+        "uploader/src/vault.rs",
+        &["store.create("],
+        "tries a name that is taken: writes nothing that was not there",
+    ),
+    ("nbd-proxy/src/durable/failpoint.rs", &[".create(true)"], "for tests only"),
+];
+
+/// So that a test can die on either side of it; see the module's header.
+#[test]
+fn every_durable_step_has_failpoints() {
+    let mut found = Vec::new();
+    let mut needed = BTreeSet::new();
+    for source in rust().iter().filter(|source| is_production(&source.path)) {
+        let excused = WITHOUT_FAILPOINT.iter().find(|(path, ..)| *path == source.path);
+        for (n, line) in code_lines(production(source)) {
+            for word in goes_around(line) {
+                match excused {
+                    Some((path, words, _)) if words.is_empty() || words.contains(word) => {
+                        needed.insert((*path, if words.is_empty() { "" } else { *word }));
+                    }
+                    _ => found.push(format!("{}:{n} {word}", source.path)),
+                }
+            }
+        }
+    }
+    fail("a durable step that goes around nbd_proxy::durable", &found);
+    let listed = WITHOUT_FAILPOINT.iter().flat_map(|(path, words, _)| {
+        let words = if words.is_empty() { &[""] } else { *words };
+        words.iter().map(move |word| (*path, *word))
+    });
+    let idle: Vec<String> =
+        listed.filter(|known| !needed.contains(known)).map(|(path, word)| format!("{path} {word}")).collect();
+    fail("an exception that nothing needs", &idle);
+}
+
+/// What is shipped is built without development dependencies, and only they ask for failpoints.
+#[test]
+fn nothing_that_is_shipped_has_failpoints() {
+    for source in sources(|name| name.ends_with("Cargo.toml")) {
+        let mut section = "";
+        for line in source.text.lines() {
+            section = if line.starts_with('[') { line } else { section };
+            let asks = line.contains("\"failpoints\"") || line.contains("/failpoints");
+            assert!(!asks || section == "[dev-dependencies]", "{}: {section} {line}", source.path);
+            assert!(!line.starts_with("default =") || source.path != "nbd-proxy/Cargo.toml", "{line}");
+        }
+    }
+}
+
+fn goes_around(line: &str) -> impl Iterator<Item = &'static &'static str> {
+    let through = line.contains("Step::") || line.contains("durable::");
+    DURABLE.iter().filter(move |word| !through && line.contains(**word))
+}
+
+#[test]
+fn every_durable_step_of_the_list_is_taken_in_one_place() {
+    let list = std::fs::read_to_string(root().join("nbd-proxy/src/durable/steps.rs")).expect("the list");
+    let steps: Vec<&str> = list
+        .lines()
+        .skip_while(|line| !line.starts_with("steps! {"))
+        .filter_map(|line| line.strip_prefix("    ")?.split_once(": "))
+        .filter(|(name, ops)| ops.ends_with(';') && name.chars().all(char::is_alphanumeric))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(steps.len() > 30, "the list has another form now: {steps:?}");
+    let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let sources = rust();
+    for source in sources.iter().filter(|source| is_production(&source.path)) {
+        for (n, line) in code_lines(production(source)) {
+            for (at, word) in line.match_indices("Step::") {
+                let rest = &line[at + word.len()..];
+                let name = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+                places.entry(name).or_default().push(format!("{}:{n}", source.path));
+            }
+        }
+    }
+    let taken = |step: &&str| places.get(*step).map_or(0, Vec::len) != 1;
+    let wrong = steps.into_iter().filter(taken).map(|step| format!("{step}: {:?}", places.get(step)));
+    fail("a durable step stands for exactly one place of the code", &wrong.collect::<Vec<_>>());
+}
+
+/// Code that is shipped, and not for show.
+fn is_production(path: &str) -> bool {
+    !is_test(path) && !path.starts_with("fuzz/") && path != "nbd-proxy/src/durable/steps.rs"
+}
+
+fn production(source: &Source) -> &str {
+    source.text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default()
+}
+
 /// Documents name tests as `file.rs::function` or `file.rs`, in backticks; where that is long, by the function's or the
 /// file's name alone, which is known by its many words.
 #[test]
@@ -330,6 +454,8 @@ fn the_rules_see_what_they_look_for() {
         holds_word(concat!("// TO", "DO: this"), concat!("TO", "DO"))
             && !holds_word("mktemp a.XXXXXX", concat!("XX", "X"))
     );
+    assert_eq!(goes_around("file.sync_data()?;").count(), 1);
+    assert_eq!(goes_around("durable::sync(Step::JournalWritten, &file)?;").count(), 0);
     assert_eq!(code_lines("a(); // b\n// c\n").collect::<Vec<_>>(), [(1, "a(); ")]);
     assert!(is_test("a/tests.rs") && is_test("tests/lab/mod.rs") && !is_test("src/contests.rs"));
     let source = Source { path: "tests/p.rs".into(), text: "#[test]\nfn holds() {}\n".into() };

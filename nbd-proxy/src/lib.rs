@@ -9,6 +9,7 @@ pub mod bitmap;
 pub mod client;
 pub mod device;
 pub mod disk;
+pub mod durable;
 pub mod error;
 pub mod log;
 pub mod machine;

@@ -69,6 +69,8 @@ pub struct Vault {
     #[serde(default)]
     pub allow_http: bool,
     #[serde(default)]
+    pub single_writer: bool,
+    #[serde(default)]
     pub options: BTreeMap<String, Secret>,
 }
 

@@ -187,6 +187,7 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`vault.url`", "file://"),
         ("`vault.encryption`", "\"none\""),
         ("`vault.ca_file`", ""),
+        ("`vault.single_writer`", "false"),
         ("`vault.allow_http`", "false"),
         ("`vault.options`", ""),
         ("`tls.cert_file`", "PEM"),

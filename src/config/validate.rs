@@ -67,6 +67,8 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
         unencrypted,
         ca_file: raw.ca_file,
         allow_http: raw.allow_http,
+        single_writer: raw.single_writer,
+        undelete: false,
         options: raw.options,
     };
     crate::vault::check_url(&vault.url).map_err(|error| in_file(path, error))?;

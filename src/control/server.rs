@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use nbd_proxy::durable::{self, Step};
 use nbd_proxy::{Error, Kind, Result};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -29,7 +30,7 @@ pub struct Ownership {
 impl Ownership {
     /// Claims `role` in `state_dir`, which is made if it is missing.
     pub fn claim(state_dir: &Path, role: &'static str) -> Result<Self> {
-        std::fs::create_dir_all(state_dir).map_err(|error| {
+        durable::make_folder(Step::StateFolder, state_dir).map_err(|error| {
             Error::io("create the state folder", state_dir, error).remedy("set state_dir")
         })?;
         let path = state_dir.join(format!("{role}.lock"));

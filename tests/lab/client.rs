@@ -119,6 +119,31 @@ impl Client {
         self.patient(WRITE_ZEROES, flags, offset, len, &[], &mut []);
     }
 
+    /// One attempt to connect.
+    pub fn try_connect(target: &Target) -> io::Result<Self> {
+        let connection = Some(Connection::open(target)?);
+        Ok(Self { target: target.clone(), connection, cookie: 0, resent: 0 })
+    }
+
+    /// One attempt at a write; an errno is an error too.
+    pub fn try_write(&mut self, offset: u64, data: &[u8], flags: u16) -> io::Result<()> {
+        self.attempt(WRITE, flags, offset, data)
+    }
+
+    /// One attempt at a flush.
+    pub fn try_flush(&mut self) -> io::Result<()> {
+        self.attempt(FLUSH, 0, 0, &[])
+    }
+
+    fn attempt(&mut self, kind: u16, flags: u16, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.cookie += 1;
+        let connection = self.connection.as_mut().expect("a connection");
+        match connection.request(self.cookie, kind, flags, offset, data.len(), data, &mut [])? {
+            0 => Ok(()),
+            errno => Err(io::Error::other(format!("errno {errno}"))),
+        }
+    }
+
     /// A server's error is the test's end: nothing here asks for what may fail.
     fn patient(&mut self, kind: u16, flags: u16, offset: u64, len: usize, out: &[u8], into: &mut [u8]) {
         let deadline = Instant::now() + PATIENCE;

@@ -37,6 +37,9 @@ const ACCOUNT: &str = "devstoreaccount1";
 const ACCOUNT_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
+/// How curl signs for SeaweedFS.
+const SIGNED: [&str; 4] = ["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", "lifeboat:lifeboat"];
+
 impl Store {
     /// A folder below `scratch`.
     pub fn folder(scratch: &Scratch) -> Self {
@@ -134,6 +137,26 @@ impl Store {
         self
     }
 
+    /// The same store, in a bucket that keeps every version for a day, whoever wants it gone.
+    pub fn locked(mut self) -> Self {
+        self.signed(&["-X", "PUT", "-H", "x-amz-bucket-object-lock-enabled: true"], "locked1");
+        let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
+                    <Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention></Rule></ObjectLockConfiguration>";
+        self.signed(&["-X", "PUT", "-d", rule], "locked1?object-lock=");
+        self.url = self.url.replace("bucket1", "locked1");
+        self
+    }
+
+    /// The answer to a request signed with the store's credentials; `path` begins with a bucket.
+    pub fn signed(&self, args: &[&str], path: &str) -> String {
+        let (_, endpoint) = self.env.iter().find(|(name, _)| *name == "AWS_ENDPOINT").expect("an S3 store");
+        let mut curl = Command::new("curl");
+        curl.args(["-sf"]).args(SIGNED).args(args).arg(format!("{endpoint}/{path}"));
+        let said = judge::output(&mut curl);
+        assert!(said.status.success(), "{args:?} {path}: {}", said.status);
+        String::from_utf8(said.stdout).expect("text")
+    }
+
     /// Makes the bucket or container of `url` below the store's own address.
     pub fn make(&self, name: &str) {
         let value =
@@ -165,10 +188,9 @@ fn make_bucket(port: u16) {
 }
 
 fn put_bucket(url: &str) {
-    let signed = ["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", "lifeboat:lifeboat"];
     until("SeaweedFS to be ready", Duration::from_secs(90), || {
         let mut curl = Command::new("curl");
-        curl.args(["-sf", "-o", "/dev/null", "-X", "PUT"]).args(signed).arg(url);
+        curl.args(["-sf", "-o", "/dev/null", "-X", "PUT"]).args(SIGNED).arg(url);
         judge::output(&mut curl).status.success().then_some(())
     });
 }

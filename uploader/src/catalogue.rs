@@ -30,6 +30,7 @@ use std::io::Read as _;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -263,7 +264,8 @@ pub async fn read(vault: &Vault, machine: &str, number: u64) -> Result<Catalogue
 /// It must have been made from the newest of its time by [`Catalogue::next`].
 pub async fn publish(vault: &Vault, catalogue: &Catalogue) -> Result<bool> {
     let key = keys::catalogue(&catalogue.machine, catalogue.number);
-    match vault.store.create(&key, encode(catalogue)?.into()).await {
+    let bytes = encode(catalogue)?;
+    match durable::request(Step::CataloguePut, Op::Put, vault.store.create(&key, bytes.into())).await {
         Ok(()) => Ok(true),
         Err(e) if e.kind == Kind::Exists => match read(vault, &catalogue.machine, catalogue.number).await {
             Ok(there) => Ok(there.id == catalogue.id),

@@ -25,6 +25,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 
 use crate::delta::Encoded;
@@ -81,7 +82,8 @@ pub enum Outcome {
 /// Puts a delta of `machine`, made for entry `number`, into the vault.
 pub async fn upload(vault: &Vault, machine: &str, number: u64, delta: Encoded) -> Result<Uploaded> {
     let name = keys::new_delta(number);
-    vault.store.put(&keys::delta(machine, &name), delta.payload()).await?;
+    let key = keys::delta(machine, &name);
+    durable::request(Step::DeltaPut, Op::Put, vault.store.put(&key, delta.payload())).await?;
     Ok(Uploaded(DeltaRef { name: Some(name), size: delta.size, logical: delta.logical, index: delta.index }))
 }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
@@ -116,14 +117,14 @@ async fn write(vault: &Vault, machine: &str, held: Held) -> Result<String> {
     let key = keys::new_hold(machine);
     let bytes = serde_json::to_vec(&held)
         .map_err(|e| Error::new(Kind::InvalidInput, &key, "cannot write the hold").source(e))?;
-    vault.store.put(&key, bytes.into()).await?;
+    durable::request(Step::HoldPut, Op::Put, vault.store.put(&key, bytes.into())).await?;
     Ok(key)
 }
 
 /// A hold that stays where it is only keeps its point a while longer.
 async fn remove(vault: &Vault, key: Option<String>) {
     let Some(key) = key else { return };
-    if let Err(error) = vault.store.delete(&key).await {
+    if let Err(error) = durable::request(Step::HoldDeleted, Op::Delete, vault.store.delete(&key)).await {
         tracing::debug!(%error, "a hold stays until its time is over");
     }
 }

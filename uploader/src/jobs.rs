@@ -5,11 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use nbd_proxy::durable::{self, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-
-use crate::durable;
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +79,8 @@ const KEEP: usize = 200;
 impl Jobs {
     /// Opens `folder`, making it if need be.
     pub fn open(folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(|e| Error::io("create the folder of job records", folder, e))?;
+        durable::make_folder(Step::JobsFolder, folder)
+            .map_err(|e| Error::io("create the folder of job records", folder, e))?;
         Ok(Self { folder: folder.to_owned() })
     }
 
@@ -92,7 +92,7 @@ impl Jobs {
         for entry in entries {
             let path = entry.map_err(|e| Error::io("list job records", &self.folder, e))?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                match durable::read(&path)?.map(|bytes| serde_json::from_slice::<Job>(&bytes)) {
+                match read(&path)?.map(|bytes| serde_json::from_slice::<Job>(&bytes)) {
                     Some(Ok(job)) => jobs.push(job),
                     Some(Err(e)) => {
                         tracing::info!(path = %path.display(), error = %e, "unreadable job record")
@@ -108,7 +108,7 @@ impl Jobs {
     /// The record of `id`.
     pub fn get(&self, id: Uuid) -> Result<Option<Job>> {
         let path = self.path(id);
-        let Some(bytes) = durable::read(&path)? else { return Ok(None) };
+        let Some(bytes) = read(&path)? else { return Ok(None) };
         let parsed = serde_json::from_slice(&bytes);
         parsed
             .map(Some)
@@ -141,7 +141,8 @@ impl Jobs {
         let path = self.path(job.id);
         let bytes = serde_json::to_vec_pretty(job)
             .map_err(|e| Error::new(Kind::InvalidInput, path.display().to_string(), e.to_string()))?;
-        durable::write(&path, &bytes)
+        durable::replace(Step::JobSaved, &path, &bytes)
+            .map_err(|e| Error::io("write the job record", &path, e))
     }
 
     /// Ends a job.
@@ -168,12 +169,20 @@ impl Jobs {
 
     fn forget_old(&self) -> Result<()> {
         let ended = self.list()?.into_iter().filter(|job| job.state != JobState::Running);
-        ended.skip(KEEP).try_for_each(|job| durable::remove(&self.path(job.id)))
+        ended.skip(KEEP).try_for_each(|job| {
+            let path = self.path(job.id);
+            durable::remove_for_good(Step::JobForgotten, &path)
+                .map_err(|e| Error::io("remove the job record", &path, e))
+        })
     }
 
     fn path(&self, id: Uuid) -> PathBuf {
         self.folder.join(format!("{id}.json"))
     }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    durable::read(path).map_err(|e| Error::io("read the job record", path, e))
 }
 
 #[cfg(test)]

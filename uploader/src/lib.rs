@@ -11,6 +11,7 @@
 pub mod blockmap;
 pub mod catalogue;
 pub mod changes;
+pub mod check;
 pub mod commit;
 pub mod delta;
 pub mod digest;
@@ -31,6 +32,5 @@ pub mod source;
 pub mod store;
 pub mod vault;
 
-mod durable;
 #[cfg(test)]
 mod testing;

@@ -13,6 +13,7 @@
 //! which nobody appends; nothing deletes entries today.
 
 use bytes::Bytes;
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Kind, Result};
 use uuid::Uuid;
 
@@ -67,7 +68,7 @@ impl Line {
     /// Tries to make `entry` the line's entry `number`.
     pub async fn append(&self, number: u64, owner: Owner, entry: Bytes) -> Result<Appended> {
         let key = self.key(number);
-        match self.store.create(&key, entry.into()).await {
+        match durable::request(Step::EntryPut, Op::Put, self.store.create(&key, entry.into())).await {
             Ok(()) => return Ok(Appended::Created),
             Err(e) if e.kind == Kind::Exists => {}
             Err(e) => return Err(e),

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
+use nbd_proxy::durable::{self, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
@@ -120,7 +121,8 @@ async fn restore_held(
 ) -> Result<Restored> {
     let map = blockmap::load_held(vault, &hold.catalogue, point.id, &request.disks).await?;
     let total = map.disks.iter().map(blockmap::DiskMap::data_bytes).sum();
-    std::fs::create_dir_all(&request.to).map_err(|e| Error::io("create the folder", &request.to, e))?;
+    durable::make_folder(Step::RestoreFolder, &request.to)
+        .map_err(|e| Error::io("create the folder", &request.to, e))?;
     output::check_space(&request.to, total)?;
 
     let create = |disk: &blockmap::DiskMap| Output::create(&request.to, &disk.disk.name, disk.disk.size);
@@ -214,10 +216,14 @@ fn final_path(folder: &Path, disk: &str) -> PathBuf {
 
 fn refuse_existing(path: &Path) -> Result<()> {
     match std::fs::symlink_metadata(path) {
-        Ok(_) => Err(Error::new(Kind::Exists, path.display().to_string(), "exists and would be overwritten")
-            .remedy("restore to another folder, or use --force")),
+        Ok(_) => Err(taken(path)),
         Err(_) => Ok(()),
     }
+}
+
+fn taken(path: &Path) -> Error {
+    Error::new(Kind::Exists, path.display().to_string(), "exists and would be overwritten")
+        .remedy("restore to another folder, or use --force")
 }
 
 fn panicked(error: tokio::task::JoinError) -> Error {

@@ -9,6 +9,7 @@
 
 mod errors;
 mod open;
+mod versions;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +20,9 @@ use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{
+    Attribute, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+};
 use serde::{Deserialize, Serialize};
 
 pub use open::{StoreConfig, open};
@@ -87,15 +90,17 @@ pub struct Listed {
     pub modified: Timestamp,
 }
 
-impl Listed {
-    fn new(meta: object_store::ObjectMeta) -> Self {
-        let (second, nanosecond) =
-            (meta.last_modified.timestamp(), meta.last_modified.timestamp_subsec_nanos());
-        let nanosecond = i32::try_from(nanosecond).unwrap_or(0);
-        // A time that no store can mean is as good as now: what is young is never deleted.
-        let modified = Timestamp::new(second, nanosecond).unwrap_or(Timestamp::MAX);
-        Self { key: meta.location.into(), size: meta.size, modified }
+impl From<object_store::ObjectMeta> for Listed {
+    fn from(meta: object_store::ObjectMeta) -> Self {
+        Self { modified: modified(&meta), key: meta.location.into(), size: meta.size }
     }
+}
+
+/// When an object was written, by the store's clock.
+fn modified(meta: &object_store::ObjectMeta) -> Timestamp {
+    let (second, part) = (meta.last_modified.timestamp(), meta.last_modified.timestamp_subsec_nanos());
+    // A time that no store can mean is taken for a late one: what is young is never deleted.
+    Timestamp::new(second, i32::try_from(part).unwrap_or(0)).unwrap_or(Timestamp::MAX)
 }
 
 /// A place for objects; cheap to clone, clones share their counters.
@@ -103,13 +108,27 @@ impl Listed {
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     url: Arc<str>,
+    /// Conditional writes are relied on.
+    conditional: bool,
     counters: Arc<Counters>,
 }
 
 impl Store {
     /// Wraps `inner`; `url` is how errors name it.
     pub fn new(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { inner, url: url.trim_end_matches('/').into(), counters: Arc::default() }
+        Self { inner, url: url.trim_end_matches('/').into(), conditional: true, counters: Arc::default() }
+    }
+
+    /// The same store, of which conditional writes are not expected: a name is looked up before it is written. Right as long as nobody else
+    /// writes.
+    #[must_use]
+    pub fn unconditional(self) -> Self {
+        Self { conditional: false, ..self }
+    }
+
+    /// Whether conditional writes are relied on.
+    pub fn is_conditional(&self) -> bool {
+        self.conditional
     }
 
     /// The same store with counters of its own, starting at zero.
@@ -150,7 +169,14 @@ impl Store {
     ///
     /// That answer means *unknown*: the object may be what an earlier attempt of ours wrote, whose reply was lost.
     pub async fn create(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Create).await
+        if self.conditional {
+            return self.write(key, payload, PutMode::Create).await;
+        }
+        match self.describe(key).await {
+            Ok(_) => Err(Error::new(Kind::Exists, self.name_of(key), "cannot write: the name is taken")),
+            Err(e) if is_missing_object(&e) => self.write(key, payload, PutMode::Overwrite).await,
+            Err(e) => Err(e),
+        }
     }
 
     async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
@@ -212,18 +238,23 @@ impl Store {
         Err(Error::corrupt(self.name_of(key), message))
     }
 
-    /// What a listing would show of an object.
-    pub async fn head(&self, key: &str) -> Result<Listed> {
+    /// What the store says of an object.
+    pub async fn describe(&self, key: &str) -> Result<Described> {
         self.counters.gets.fetch_add(1, Relaxed);
-        let head = self.inner.head(&Path::from(key)).await;
-        head.map(Listed::new).map_err(|e| self.error("look at", key, e))
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        let got = self.inner.get_opts(&Path::from(key), options).await;
+        let got = got.map_err(|e| self.error("look at", key, e))?;
+        let modified = modified(&got.meta);
+        let storage_class =
+            got.attributes.get(&Attribute::StorageClass).map(|class| class.as_ref().to_owned());
+        Ok(Described { modified, version: got.meta.version, storage_class })
     }
 
     /// Everything below `folder`, sorted by name.
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
         self.counters.lists.fetch_add(1, Relaxed);
         let found = self.inner.list(Some(&Path::from(folder)));
-        let found: Vec<Listed> = match found.map_ok(Listed::new).try_collect().await {
+        let found: Vec<Listed> = match found.map_ok(Listed::from).try_collect().await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) if self.is_folder() => Vec::new(),
             Err(e) => return Err(self.error("list", folder, e)),

@@ -2,6 +2,7 @@
 
 mod clocked;
 mod faults;
+mod lying;
 mod rig;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::vault::{Encryption, Vault};
 
 pub(crate) use clocked::Clocked;
 pub(crate) use faults::{Ask, Fault, Faulty};
+pub(crate) use lying::{Lie, Lying};
 pub(crate) use rig::Rig;
 
 /// Random numbers from a seed that a failing test prints.

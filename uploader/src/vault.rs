@@ -5,6 +5,7 @@
 //! noticed even when the URL is the same; and how content is encrypted.
 
 use jiff::Timestamp;
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -75,11 +76,30 @@ impl Vault {
         }
         let marker = Marker { format: FORMAT, vault: Uuid::new_v4(), encryption, created: Timestamp::now() };
         let bytes = serde_json::to_vec_pretty(&marker).map_err(|e| unwritable(&store, e))?;
-        match store.create(MARKER, bytes.into()).await {
+        match durable::request(Step::MarkerPut, Op::Put, store.create(MARKER, bytes.into())).await {
             Ok(()) => Ok(Self { store, id: marker.vault, encryption }),
             Err(e) if e.kind == Kind::Exists => Self::at(store).await,
             Err(e) => Err(e),
         }
+    }
+
+    /// Refuses a store that ignores conditions on writes, unless the operator has vouched for a single writer: two sites could both
+    /// own a machine's line there. Costs one request, which writes nothing.
+    pub async fn refuse_unconditional(&self) -> Result<()> {
+        if !self.store.is_conditional() {
+            return Ok(());
+        }
+        let marker = self.store.get(MARKER, MARKER_LIMIT).await?;
+        let message = match self.store.create(MARKER, marker.into()).await {
+            Err(e) if e.kind == Kind::Exists => return Ok(()),
+            // As it was: what we wrote is what we had read.
+            Ok(()) => "writes over a name that is taken although it was told not to".to_owned(),
+            Err(e) if e.kind == Kind::InvalidInput => format!("knows no conditional writes: {}", e.message),
+            Err(e) => return Err(e),
+        };
+        let remedy = "two sites could both own a machine's line there: use another store, or, if no other host will ever write, say \
+                      single_writer = true in [vault]";
+        Err(Error::new(Kind::InvalidInput, self.store.url(), message).remedy(remedy))
     }
 
     /// The same vault with counters of its own.

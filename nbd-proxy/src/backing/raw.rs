@@ -18,6 +18,7 @@ use super::lock::{self, Access};
 use super::runs::Runs;
 use super::sync::SharedSync;
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
+use crate::durable::{self, Op, Step};
 use crate::log::segment::write_all_vectored_at;
 use crate::{Error, Kind, Result};
 
@@ -137,11 +138,13 @@ impl RawDisk {
             return write_all_vectored_at(&self.file, slices, offset).map(drop);
         }
         self.sync.check()?;
-        self.write_durably(slices, offset).inspect_err(|error| {
-            if !is_refusal(error) {
-                self.sync.fail();
-            }
-        })
+        durable::take(Step::BackingWritten, Op::Sync, || self.write_durably(slices, offset)).inspect_err(
+            |error| {
+                if !is_refusal(error) {
+                    self.sync.fail();
+                }
+            },
+        )
     }
 
     fn write_durably(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
@@ -312,7 +315,7 @@ impl BlockDevice for RawDisk {
         if self.access == Access::ReadOnly {
             return Ok(());
         }
-        self.sync.flush(|| self.file.sync_data())
+        self.sync.flush(|| durable::sync(Step::BackingFlushed, &self.file))
     }
 
     fn extents(&self, offset: u64, len: u64, out: &mut Vec<Extent>) -> io::Result<()> {

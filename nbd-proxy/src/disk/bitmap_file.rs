@@ -14,19 +14,18 @@
 //! Written and synced before the state says "clean" and believed only with such a state: one that is left over means nothing. All
 //! numbers are little-endian.
 
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::Path;
 
 use uuid::Uuid;
 
 use crate::bitmap::DirtyBitmap;
+use crate::durable::{self, Step};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"LBBITMAP";
 const HEAD: usize = 64;
 
-/// Saves `dirty`; durable on return, but for the folder's entry.
+/// Saves `dirty`; durable on return.
 pub fn save(path: &Path, disk: Uuid, tracking: Uuid, dirty: &DirtyBitmap, suspect: bool) -> Result<()> {
     let mut runs = Vec::new();
     let mut count = 0u64;
@@ -46,22 +45,15 @@ pub fn save(path: &Path, disk: Uuid, tracking: Uuid, dirty: &DirtyBitmap, suspec
     head.extend_from_slice(&u32::from(suspect).to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&head[8..]), &runs);
     head.extend_from_slice(&crc.to_le_bytes());
-    File::create(path)
-        .and_then(|mut file| {
-            file.write_all(&head)?;
-            file.write_all(&runs)?;
-            file.sync_all()
-        })
+    head.extend_from_slice(&runs);
+    durable::write(Step::BitmapSaved, path, &head)
         .map_err(|error| Error::io("save the dirty bitmap", path, error))
 }
 
 /// What was saved for this disk under `tracking`, and whether much of it may not differ; `None` if that is not there or not whole.
 pub fn load(path: &Path, disk: Uuid, tracking: Uuid, size: u64) -> Result<Option<(DirtyBitmap, bool)>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(decode(&bytes, disk, tracking, size)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("read the dirty bitmap", path, error)),
-    }
+    let saved = durable::read(path).map_err(|error| Error::io("read the dirty bitmap", path, error))?;
+    Ok(saved.and_then(|bytes| decode(&bytes, disk, tracking, size)))
 }
 
 fn decode(bytes: &[u8], disk: Uuid, tracking: Uuid, size: u64) -> Option<(DirtyBitmap, bool)> {

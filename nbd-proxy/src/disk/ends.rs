@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use crate::durable::{self, Step};
 use crate::{Error, Result};
 
 const CELL: usize = 32;
@@ -33,8 +34,7 @@ pub struct Ends {
 impl Ends {
     /// Opens or makes the file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(|error| {
+        let file = durable::open_or_create(Step::EndsMade, path).map_err(|error| {
             Error::io("open the ends of the log", path, error)
                 .remedy("the folder of the change log (log_dir) must exist and be writable")
         })?;
@@ -61,7 +61,8 @@ impl Ends {
 
     /// Makes durable what was written.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|error| Error::io("sync the ends of the log", &self.path, error))
+        durable::sync(Step::EndsClosed, &self.file)
+            .map_err(|error| Error::io("sync the ends of the log", &self.path, error))
     }
 
     fn write(&self, at: u64, tracking: Uuid, number: u64) -> Result<()> {

@@ -49,6 +49,7 @@ use super::tracker::{Mode, Syncing, Tracker};
 use super::verdict::{Era, Verdict, judge};
 use super::void::Void;
 use crate::backing::{Access, Backing, RawDisk};
+use crate::durable::{self, Step};
 use crate::log::SegmentWriter;
 use crate::log::folder::Folder;
 use crate::log::format::Header;
@@ -221,7 +222,9 @@ impl TrackedDisk {
         }
         for segment in finished {
             let sync = |error| Error::io("sync the segment", &segment.path, error);
-            fs::File::open(&segment.path).and_then(|file| file.sync_data()).map_err(sync)?;
+            fs::File::open(&segment.path)
+                .and_then(|file| durable::sync(Step::SegmentSettled, &file))
+                .map_err(sync)?;
         }
         if let Some((dirty, suspect)) = unlogged {
             bitmap_file::save(&self.folder.path().join("bitmap"), self.id, state.tracking, &dirty, suspect)?;
@@ -334,7 +337,7 @@ fn folder_of(machine: &str, settings: &DiskSettings) -> Result<PathBuf> {
         .remedy("create it, or set log_dir to a folder that exists"));
     }
     let dir = parent.join("lifeboat-logs").join(machine).join(&settings.name);
-    fs::create_dir_all(&dir).map_err(|error| {
+    durable::make_folder(Step::DiskFolder, &dir).map_err(|error| {
         Error::io("create the change log's folder", &dir, error).remedy("set log_dir to a writable folder")
     })?;
     Ok(dir)

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backing::Identity;
+use crate::durable::{self, Step};
 use crate::tracking::SyncScope;
 use crate::{Error, Kind, Result};
 
@@ -63,8 +64,6 @@ pub struct StateFile {
     file: File,
     path: PathBuf,
     sequence: Mutex<u64>,
-    #[cfg(test)]
-    refusing: std::sync::atomic::AtomicBool,
 }
 
 /// What the file says.
@@ -85,19 +84,14 @@ impl StateFile {
     /// A newer Lifeboat wrote it: what it says must not be lost.
     pub fn open(path: &Path) -> Result<(Self, FoundState)> {
         let remedy = "the folder of the change log (log_dir) must exist and be writable";
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
+        let file = durable::open_or_create(Step::StateMade, path)
             .map_err(|error| Error::io("open the tracking state", path, error).remedy(remedy))?;
         let mut bytes = vec![0; 2 * SLOT];
         let len =
             file.metadata().map_err(|error| Error::io("look at the tracking state", path, error))?.len();
         if len < bytes.len() as u64 {
             file.write_all_at(&bytes, 0)
-                .and_then(|()| file.sync_all())
+                .and_then(|()| durable::sync(Step::StateAllocated, &file))
                 .map_err(|error| Error::io("allocate the tracking state", path, error).remedy(remedy))?;
         }
         file.read_exact_at(&mut bytes, 0)
@@ -109,13 +103,7 @@ impl StateFile {
         let damaged = slots().any(|slot| decode(slot).is_none() && slot.iter().any(|byte| *byte != 0));
         let newest = slots().filter_map(decode).max_by_key(|(sequence, _)| *sequence);
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        let state = Self {
-            file,
-            path: path.to_owned(),
-            sequence: Mutex::new(sequence),
-            #[cfg(test)]
-            refusing: std::sync::atomic::AtomicBool::new(false),
-        };
+        let state = Self { file, path: path.to_owned(), sequence: Mutex::new(sequence) };
         let found = newest.map(|(_, json)| serde_json::from_slice(&json)).transpose();
         let found = found.map_err(|error| newer(path, &error.to_string()).source(error))?;
         Ok((state, FoundState { known: damaged || found.is_some(), state: found, damaged }))
@@ -123,10 +111,6 @@ impl StateFile {
 
     /// Writes `state`; durable on return. There is one writer at a time: the thread that changes the disk's mode.
     pub fn write(&self, state: &DiskState) -> Result<()> {
-        #[cfg(test)]
-        if self.refusing.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(Error::new(Kind::Io, self.path.display().to_string(), "the test says no"));
-        }
         let json = serde_json::to_vec(state).map_err(|error| {
             Error::new(Kind::InvalidInput, self.path.display().to_string(), format!("cannot encode: {error}"))
         })?;
@@ -141,20 +125,12 @@ impl StateFile {
         let at = sequence % 2 * SLOT as u64;
         self.file
             .write_all_at(&slot, at)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| durable::sync(Step::StateWritten, &self.file))
             .inspect_err(|_| {
                 // The next try goes to the same slot: the other one is the one that counts.
                 *self.sequence.lock().unwrap_or_else(std::sync::PoisonError::into_inner) -= 1;
             })
             .map_err(|error| Error::io("write the tracking state", &self.path, error))
-    }
-}
-
-#[cfg(test)]
-impl StateFile {
-    /// Makes every write fail while `refusing`.
-    pub fn refuse(&self, refusing: bool) {
-        self.refusing.store(refusing, std::sync::atomic::Ordering::SeqCst);
     }
 }
 

@@ -115,6 +115,15 @@ pub struct Replica {
     pub known: BTreeMap<String, Uuid>,
 }
 
+/// What a cycle has taken, before it is committed.
+struct Shipped {
+    /// Of the syncs.
+    scopes: Vec<SyncScope>,
+    /// The disks that they make exact, under which tracking id.
+    ended: Vec<(String, Uuid)>,
+    cut: Uuid,
+}
+
 impl Replica {
     /// Brings every disk that is not exact up by a sync, then cuts and applies. Returns the scopes of the syncs.
     pub fn cycle(&mut self, machine: &Machine) -> Result<Vec<SyncScope>> {
@@ -124,6 +133,33 @@ impl Replica {
     /// The same, ending where the uploader may die.
     pub fn cycle_until(&mut self, machine: &Machine, end: End) -> Result<Vec<SyncScope>> {
         let before = (self.disks.clone(), self.known.clone());
+        let shipped = self.ship(machine);
+        if shipped.is_err() || end == End::Abandoned {
+            (self.disks, self.known) = before;
+        }
+        let Shipped { scopes, ended, cut } = shipped?;
+        if end == End::Abandoned {
+            // Within a sync a cut is released as soon as it is uploaded, whatever becomes of the sync.
+            if !scopes.is_empty() {
+                machine.release(cut)?;
+            }
+            return Ok(scopes);
+        }
+        for (disk, tracking) in &ended {
+            self.known.insert(disk.clone(), *tracking);
+        }
+        if end == End::Committed {
+            return Ok(scopes);
+        }
+        for (disk, tracking) in ended {
+            machine.end_sync(&disk, tracking)?;
+        }
+        machine.release(cut)?;
+        Ok(scopes)
+    }
+
+    /// All that a point consists of.
+    fn ship(&mut self, machine: &Machine) -> Result<Shipped> {
         let mut scopes = Vec::new();
         let mut ended = Vec::new();
         for disk in machine.info().disks {
@@ -143,25 +179,7 @@ impl Replica {
         for disk in &cut.disks {
             self.apply(disk)?;
         }
-        if end == End::Abandoned {
-            // Within a sync a cut is released as soon as it is uploaded, whatever becomes of the sync.
-            if !scopes.is_empty() {
-                machine.release(cut.id)?;
-            }
-            (self.disks, self.known) = before;
-            return Ok(scopes);
-        }
-        for (disk, tracking) in &ended {
-            self.known.insert(disk.clone(), *tracking);
-        }
-        if end == End::Committed {
-            return Ok(scopes);
-        }
-        for (disk, tracking) in ended {
-            machine.end_sync(&disk, tracking)?;
-        }
-        machine.release(cut.id)?;
-        Ok(scopes)
+        Ok(Shipped { scopes, ended, cut: cut.id })
     }
 
     /// Replays a cut's segments.

@@ -13,6 +13,7 @@ use super::intent::Marks;
 use super::mark::unix_now;
 use super::testing::{FailingDisk, Replica, contents, machine, settings, write};
 use crate::device::{BlockDevice, Write, ZeroMode};
+use crate::durable::failpoint::{Action, arm};
 use crate::machine::Machine;
 use crate::tracking::SyncScope;
 use crate::{Kind, Result};
@@ -212,7 +213,7 @@ fn a_log_that_cannot_be_recorded_as_broken_fails_the_write() {
     let machine = Machine::open_in(&settings, BOOT).unwrap();
     Replica::default().cycle(&machine).unwrap();
     let disk = machine.disk("d").unwrap();
-    disk.state.refuse(true);
+    let refused = arm(&[("StateWritten.Sync.before", Action::Fail, 0)]);
     // Nor can it be noted beside the image.
     let note = dir.path().join(".d.img.lifeboat-void");
     std::fs::create_dir(&note).unwrap();
@@ -220,7 +221,7 @@ fn a_log_that_cannot_be_recorded_as_broken_fails_the_write() {
     let before = contents(dir.path(), "d");
     assert!(write(&**disk, 0, &[1; 4096]).is_err());
     assert_eq!(contents(dir.path(), "d"), before, "a write that cannot be accounted for does not happen");
-    disk.state.refuse(false);
+    drop(refused);
     write(&**disk, 0, &[1; 4096]).unwrap();
     assert!(!machine.info().disks[0].logged);
 }

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use super::format::Header;
 use super::reader::SegmentReader;
 use super::segment::SegmentFile;
+use crate::durable::{self, Step};
 use crate::{Error, Kind, Result};
 
 /// How many used files are kept for reuse: as many as the last cut gave back, within these bounds.
@@ -60,14 +61,10 @@ impl Folder {
         let path = self.dir.join(format!("{:012}.seg", header.segment));
         let blank = self.blanks().pop();
         if let Some(blank) = blank {
-            fs::rename(&blank, &path).map_err(|error| Error::io("reuse a segment file", &blank, error))?;
+            durable::rename(Step::SegmentReused, &blank, &path)
+                .map_err(|error| Error::io("reuse a segment file", &blank, error))?;
         }
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
+        let file = durable::open_or_create(Step::SegmentMade, &path)
             .map_err(|error| Error::io("create the segment", &path, error))?;
         let begun = self.allocate(&file, &path).and_then(|()| SegmentFile::begin(file, path.clone(), header));
         if begun.is_err() {
@@ -138,7 +135,8 @@ impl Folder {
         file.write_all_at(&[0; 16], 0).map_err(|error| Error::io("wipe the segment header", path, error))?;
         // A name of its own: segment numbers may start again after everything was retired.
         let blank = self.dir.join(format!("{}.blank", uuid::Uuid::new_v4()));
-        fs::rename(path, &blank).map_err(|error| Error::io("keep the segment file", path, error))?;
+        durable::rename(Step::SegmentKept, path, &blank)
+            .map_err(|error| Error::io("keep the segment file", path, error))?;
         self.blanks().push(blank);
         Ok(())
     }
@@ -156,8 +154,7 @@ impl Folder {
 
     /// Makes the folder's entries durable.
     pub fn sync(&self) -> Result<()> {
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
+        durable::sync_folder(Step::LogClosed, &self.dir)
             .map_err(|error| Error::io("sync the log folder", &self.dir, error))
     }
 
@@ -214,9 +211,7 @@ fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("remove the segment", path, error)),
-    }
+    durable::remove(Step::SegmentRemoved, path)
+        .map(drop)
+        .map_err(|error| Error::io("remove the segment", path, error))
 }

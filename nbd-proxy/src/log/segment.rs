@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::format::{self, APPLIED_AT, HEADER_LEN, Header, RECORD_LEN, Seed};
+use crate::durable::{self, Step};
 use crate::tracking::SegmentRef;
 use crate::{Error, Result};
 
@@ -90,7 +91,7 @@ impl SegmentFile {
 
     /// Makes the records durable (for a clean close; never on the guest's path).
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        durable::sync(Step::SegmentClosed, &self.file)
     }
 }
 
@@ -121,19 +122,8 @@ pub struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    /// Creates a segment file at `path`, which must not exist.
-    pub fn create(path: &Path, header: Header) -> Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)
-            .map_err(|error| Error::io("create the segment", path, error))?;
-        Ok(Self::over(SegmentFile::begin(file, path.to_owned(), header)?))
-    }
-
     /// Appends to a segment that has just begun.
-    pub(crate) fn over(file: SegmentFile) -> Self {
+    pub fn over(file: SegmentFile) -> Self {
         Self { file, at: HEADER_LEN, records: 0 }
     }
 

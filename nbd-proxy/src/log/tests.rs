@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::format::{HEADER_LEN, Header, RECORD_LEN};
-use super::segment::{Entry, SegmentWriter};
+use super::segment::{Entry, SegmentFile, SegmentWriter};
 use super::{Record, SegmentReader, folder::Folder};
 use crate::Kind;
 use crate::tracking::SegmentRef;
@@ -15,8 +15,13 @@ fn header(segment: u64) -> Header {
     Header { log: Uuid::new_v4(), segment, disk: Uuid::new_v4(), tracking: Uuid::new_v4(), size: SIZE }
 }
 
+fn create(path: &std::path::Path, header: Header) -> SegmentWriter {
+    let file = std::fs::File::create_new(path).unwrap();
+    SegmentWriter::over(SegmentFile::begin(file, path.to_owned(), header).unwrap())
+}
+
 fn write(path: &std::path::Path, header: Header, entries: &[(u64, Option<Vec<u8>>)]) -> SegmentRef {
-    let mut writer = SegmentWriter::create(path, header).unwrap();
+    let mut writer = create(path, header);
     for (offset, data) in entries {
         let len = data.as_ref().map_or(512, |data| data.len() as u64);
         writer.append(Entry { offset: *offset, len, data: data.as_deref() }).unwrap();
@@ -130,7 +135,7 @@ fn version_1_reads_as_it_was_written() {
     };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("golden");
-    let mut writer = SegmentWriter::create(&path, header.clone()).unwrap();
+    let mut writer = create(&path, header.clone());
     writer.append(Entry { offset: 4096, len: 3, data: Some(b"abc") }).unwrap();
     writer.append(Entry { offset: 0, len: 512, data: None }).unwrap();
     let segment = writer.seal().unwrap();

@@ -1,9 +1,10 @@
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use nbd_proxy::log::SegmentWriter;
 use nbd_proxy::log::format::Header;
-use nbd_proxy::log::segment::Entry;
+use nbd_proxy::log::segment::{Entry, SegmentFile};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -17,6 +18,11 @@ const SIZE: u64 = 200_000;
 /// A write of a test: where, how long, and whether it is zeroes.
 type Change = (u64, u64, bool);
 
+fn create(path: PathBuf, header: Header) -> SegmentWriter {
+    let file = File::create_new(&path).unwrap();
+    SegmentWriter::over(SegmentFile::begin(file, path, header).unwrap())
+}
+
 fn segments(dir: &Path, changes: &[Vec<Change>], model: &mut [u8]) -> Vec<SegmentRef> {
     let log = Uuid::new_v4();
     let mut random = Random::new(changes.len() as u64);
@@ -24,7 +30,7 @@ fn segments(dir: &Path, changes: &[Vec<Change>], model: &mut [u8]) -> Vec<Segmen
     for (number, changes) in changes.iter().enumerate() {
         let number = number as u64;
         let header = Header { log, segment: number, disk: Uuid::nil(), tracking: Uuid::nil(), size: SIZE };
-        let mut writer = SegmentWriter::create(&dir.join(number.to_string()), header).unwrap();
+        let mut writer = create(dir.join(number.to_string()), header);
         for (offset, len, zero) in changes {
             let (offset, len) = (*offset, (*len).min(SIZE - *offset));
             let data = random.bytes(usize::try_from(len).unwrap());
@@ -125,7 +131,7 @@ fn a_huge_change_becomes_several_deltas_of_disjoint_addresses() {
     let dir = TempDir::new().unwrap();
     let size = 256u64 << 20;
     let header = Header { log: Uuid::new_v4(), segment: 0, disk: Uuid::nil(), tracking: Uuid::nil(), size };
-    let mut writer = SegmentWriter::create(&dir.path().join("s"), header).unwrap();
+    let mut writer = create(dir.path().join("s"), header);
     let mut random = Random::new(4);
     let noise: Vec<u8> = (0..1 << 20).map(|_| random.next().to_le_bytes()[3]).collect();
     for mib in (0..80u64).rev() {

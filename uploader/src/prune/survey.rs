@@ -66,7 +66,7 @@ impl Survey {
         self.catalogue = catalogue::newest(vault, &machine).await?;
         self.published = match self.catalogue.number {
             0 => None,
-            number => Some(vault.store.head(&keys::catalogue(&machine, number)).await?.modified),
+            number => Some(vault.store.describe(&keys::catalogue(&machine, number)).await?.modified),
         };
         let numbered = |object: Listed| Some((keys::parse_line_entry(&object.key)?, object));
         let new = |(number, _): &(u64, Listed)| {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 
 use super::survey::Survey;
@@ -169,7 +170,7 @@ async fn entry(
 pub(super) async fn delete(vault: &Vault, report: &mut Report) -> Result<()> {
     let all = std::mem::take(&mut report.objects);
     let delete = |object: Object| async move {
-        let result = vault.store.delete(&object.key).await;
+        let result = durable::request(Step::Swept, Op::Delete, vault.store.delete(&object.key)).await;
         (object, result)
     };
     let mut results = stream::iter(all).map(delete).buffer_unordered(PARALLEL);

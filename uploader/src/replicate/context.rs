@@ -109,6 +109,7 @@ impl Context {
 
     /// Begins a generation: pick the newest point, then claim; if the head moved meanwhile, pick again.
     async fn claim(&self, ready: &mut Ready) -> Result<()> {
+        ready.vault.refuse_unconditional().await?;
         for _ in 0..CLAIMS {
             let (line, state) = (&ready.line, &mut ready.state);
             state.head = line.find_head().await?;

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use futures_util::{StreamExt as _, stream};
-use nbd_proxy::{Error, Result};
+use nbd_proxy::{Error, Result, durable};
 
 use super::ship;
 use crate::blockmap::{self, Chain, Found};
@@ -118,9 +118,7 @@ pub(super) async fn build(vault: Vault, wanted: Wanted) -> Result<Held> {
 impl Held {
     fn create(wanted: &Wanted) -> Result<Self> {
         let path = wanted.folder.join(format!("{}.compare", wanted.machine));
-        let open = File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = open.map_err(|e| Error::io("create", &path, e))?;
-        std::fs::remove_file(&path).map_err(|e| Error::io("unlink", &path, e))?;
+        let file = durable::scratch(&path).map_err(|e| Error::io("create and unlink", &path, e))?;
         let window = wanted.size.div_ceil(WINDOWS).next_power_of_two().max(WINDOW);
         let windows = usize::try_from(wanted.size.div_ceil(window)).unwrap_or(0);
         let scratch = BufWriter::with_capacity(256 << 10, file);

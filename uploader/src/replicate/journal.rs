@@ -5,16 +5,16 @@
 //! line without its newline is taken for torn; anything else unreadable is corruption and stops the sync.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+use nbd_proxy::durable::{self, Step};
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::commit::Uploaded;
-use crate::durable;
 use crate::point::{DeltaRef, Gap};
 
 /// One line.
@@ -82,10 +82,11 @@ impl Journal {
     /// Opens the journal of the sync `id`; one of another sync is replaced.
     pub fn open(folder: &Path, machine: &str, id: Uuid) -> Result<Self> {
         let path = Self::path(folder, machine);
-        let content = durable::read(&path)?.unwrap_or_default();
+        let read = durable::read(&path).map_err(|e| Error::io("read the journal", &path, e))?;
+        let content = read.unwrap_or_default();
         let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let lines = parse(&path, &content[..whole], id)?;
-        let open = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let open = durable::open_or_create(Step::JournalMade, &path);
         let mut file = open.map_err(|e| Error::io("open the journal", &path, e))?;
         let keep = if lines.is_empty() { 0 } else { whole as u64 };
         let cut = file.set_len(keep).and_then(|()| file.seek(SeekFrom::Start(keep)));
@@ -93,7 +94,8 @@ impl Journal {
         let mut journal = Self { path, file, copied: BTreeMap::new(), deltas: Vec::new() };
         if lines.is_empty() {
             journal.append(&Line::Sync(id))?;
-            durable::sync_folder(&journal.path)?;
+            durable::sync_name(Step::JournalNamed, &journal.path)
+                .map_err(|e| Error::io("sync the folder of", &journal.path, e))?;
         }
         lines.into_iter().for_each(|line| journal.apply(line));
         Ok(journal)
@@ -101,7 +103,9 @@ impl Journal {
 
     /// Removes the journal of `machine`.
     pub fn remove(folder: &Path, machine: &str) -> Result<()> {
-        durable::remove(&Self::path(folder, machine))
+        let path = Self::path(folder, machine);
+        durable::remove_for_good(Step::JournalRemoved, &path)
+            .map_err(|e| Error::io("remove the journal", &path, e))
     }
 
     /// How far `attempt` is.
@@ -136,7 +140,8 @@ impl Journal {
             .map_err(|e| Error::new(Kind::InvalidInput, self.path.display().to_string(), e.to_string()))?;
         bytes.push(b'\n');
         let start = self.file.stream_position().map_err(|e| Error::io("write the journal", &self.path, e))?;
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
+        let written =
+            self.file.write_all(&bytes).and_then(|()| durable::sync(Step::JournalWritten, &self.file));
         written.map_err(|e| {
             // Half a line must not stand before the next attempt's line.
             let _ = self.file.set_len(start).and_then(|()| self.file.seek(SeekFrom::Start(start)));

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use nbd_proxy::durable::{self, Step};
 use nbd_proxy::tracking::SyncScope;
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::durable;
 use crate::keys::PointId;
 use crate::line::Owner;
 use crate::point::{Gap, Header};
@@ -142,7 +142,8 @@ impl State {
     /// The state of `machine`, if it has one.
     pub fn load(folder: &Path, machine: &str) -> Result<Option<Self>> {
         let path = Self::path(folder, machine);
-        let Some(bytes) = durable::read(&path)? else { return Ok(None) };
+        let read = durable::read(&path).map_err(|e| Error::io("read the local state", &path, e))?;
+        let Some(bytes) = read else { return Ok(None) };
         let object = path.display().to_string();
         let unreadable = |e: &dyn std::fmt::Display| {
             Error::corrupt(&object, format!("cannot understand the local state: {e}"))
@@ -163,7 +164,8 @@ impl State {
         let path = Self::path(folder, &self.machine);
         let bytes = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::new(Kind::InvalidInput, path.display().to_string(), e.to_string()))?;
-        durable::write(&path, &bytes)
+        durable::replace(Step::WriterSaved, &path, &bytes)
+            .map_err(|e| Error::io("write the local state", &path, e))
     }
 
     /// Who appends.

@@ -1,17 +1,18 @@
 //! A disk's file while it is being restored.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use nbd_proxy::durable::{self, Step};
 use nbd_proxy::{Error, Kind, Result};
-use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use rustix::fs::FlockOperation;
 use sha2::{Digest as _, Sha256};
 
-use super::{final_path, refuse_existing};
-use crate::{digest, durable};
+use super::{final_path, taken};
+use crate::digest;
 
 /// See the module above: a partial file, locked, until it is published; removed when dropped before that.
 pub(super) struct Output {
@@ -28,7 +29,7 @@ impl Output {
     pub fn create(folder: &Path, disk: &str, size: u64) -> Result<Self> {
         let partial = folder.join(format!(".{disk}.raw.partial"));
         let file = loop {
-            let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&partial);
+            let open = durable::open_or_create(Step::RestoreMade, &partial);
             let file = open.map_err(|e| Error::io("create", &partial, e))?;
             if let Some(file) = lock(file, &partial)? {
                 break file;
@@ -71,14 +72,15 @@ impl Output {
 
     /// Makes the file durable and gives it its name.
     pub fn publish(&self, force: bool) -> Result<()> {
-        self.file.sync_all().map_err(|e| self.failed("sync", e))?;
-        if force {
-            fs::rename(&self.partial, &self.path).map_err(|e| Error::io("rename to", &self.path, e))?;
-        } else {
-            rename_to_new(&self.partial, &self.path)?;
+        durable::sync(Step::RestoreSynced, &self.file).map_err(|e| self.failed("sync", e))?;
+        let rename = if force { durable::rename } else { durable::rename_to_new };
+        match rename(Step::RestoreNamed, &self.partial, &self.path) {
+            Ok(()) => self.published.store(true, Relaxed),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(taken(&self.path)),
+            Err(e) => return Err(Error::io("rename to", &self.path, e)),
         }
-        self.published.store(true, Relaxed);
-        durable::sync_folder(&self.path)
+        durable::sync_name(Step::RestoreKept, &self.path)
+            .map_err(|e| Error::io("sync the folder of", &self.path, e))
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
@@ -95,7 +97,7 @@ impl Drop for Output {
     fn drop(&mut self) {
         if !self.published.load(Relaxed) {
             // Nothing depends on it: what stays is replaced by the next restore.
-            let _ = fs::remove_file(&self.partial);
+            let _ = durable::remove(Step::RestoreGivenUp, &self.partial);
         }
     }
 }
@@ -115,19 +117,6 @@ fn lock(file: File, partial: &Path) -> Result<Option<File>> {
         Ok(_) => Ok(None),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("look at", partial, e)),
-    }
-}
-
-/// Renames unless the name is taken, in one step where the file system can.
-fn rename_to_new(from: &Path, to: &Path) -> Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::EXIST) => refuse_existing(to),
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            refuse_existing(to)?;
-            fs::rename(from, to).map_err(|e| Error::io("rename to", to, e))
-        }
-        Err(e) => Err(Error::io("rename to", to, e.into())),
     }
 }
 
@@ -155,7 +144,7 @@ mod tests {
         let first = Output::create(dir.path(), "a", 3).unwrap();
         first.write_at(b"abc", 0).unwrap();
         // Another restore has opened the file, and is slow to lock it.
-        let late = || OpenOptions::new().read(true).write(true).open(&partial).unwrap();
+        let late = || File::options().read(true).write(true).open(&partial).unwrap();
         let (opened, reopened) = (late(), late());
         assert_eq!(lock(opened, &partial).unwrap_err().kind, Kind::InUse);
         first.publish(false).unwrap();

@@ -11,15 +11,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::{HttpConnector as _, ReqwestConnector};
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
+use super::versions::Undeleted;
 
 /// Where a vault is and how to reach it.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,10 @@ pub struct StoreConfig {
     pub ca_file: Option<PathBuf>,
     /// Plain http to other hosts is wanted.
     pub allow_http: bool,
+    /// See what was first written under each name, whatever was deleted or written over since; nothing can be written.
+    pub undelete: bool,
+    /// The operator's word that nobody else ever writes there: a store without conditional writes will do.
+    pub single_writer: bool,
 }
 
 impl fmt::Debug for StoreConfig {
@@ -49,14 +56,21 @@ pub fn open(config: &StoreConfig, create: bool) -> Result<Store> {
     let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
     let inner: Arc<dyn ObjectStore> = match scheme {
         "file" => folder(url, rest, create)?,
-        "s3" => prefixed(s3(config, bucket(url, rest)?)?, rest),
+        "s3" if config.undelete => prefixed(undeleted(config, bucket(url, rest)?, rest)?, rest),
+        _ if config.undelete => {
+            return Err(invalid(url, "keeps no versions that could be looked at").remedy(
+                "only S3 does: restore the objects with the store's own tools, then leave --undelete out",
+            ));
+        }
+        "s3" => prefixed(s3(config, bucket(url, rest)?)?.0, rest),
         "azure" => prefixed(azure(config, bucket(url, rest)?)?, rest),
         _ => {
             let remedy = "use file:///FOLDER, s3://BUCKET/PREFIX or azure://CONTAINER/PREFIX";
             return Err(invalid(&config.url, "is no vault URL that Lifeboat knows").remedy(remedy));
         }
     };
-    Ok(Store::new(inner, url))
+    let store = Store::new(inner, url);
+    Ok(if config.single_writer { store.unconditional() } else { store })
 }
 
 fn folder(url: &str, path: &str, create: bool) -> Result<Arc<dyn ObjectStore>> {
@@ -69,7 +83,8 @@ fn folder(url: &str, path: &str, create: bool) -> Result<Arc<dyn ObjectStore>> {
         Ok(_) => {}
         // Only the last step is made: a missing parent is more often a file system that is not mounted.
         Err(_) if create => {
-            std::fs::create_dir(path).map_err(|e| Error::io("create the vault's folder", path, e))?;
+            durable::take(Step::VaultFolder, Op::Create, || std::fs::create_dir(path))
+                .map_err(|e| Error::io("create the vault's folder", path, e))?;
         }
         Err(_) => {
             let missing = Error::new(Kind::NotFound, url, "there is no vault: the folder does not exist");
@@ -94,7 +109,8 @@ fn prefixed<S: ObjectStore>(store: S, rest: &str) -> Arc<dyn ObjectStore> {
     }
 }
 
-fn s3(config: &StoreConfig, bucket: &str) -> Result<impl ObjectStore> {
+/// The bucket, its region, and how it is spoken to.
+fn s3(config: &StoreConfig, bucket: &str) -> Result<(AmazonS3, String, ClientOptions)> {
     let mut known = Vec::new();
     let mut http = plain_http_wanted(config);
     for (name, value) in &config.options {
@@ -109,12 +125,22 @@ fn s3(config: &StoreConfig, bucket: &str) -> Result<impl ObjectStore> {
             Err(_) => unknown_option(name, "aws_", "azure_")?,
         }
     }
-    let mut builder = AmazonS3Builder::new().with_client_options(client(config, http)?);
+    let client = client(config, http)?;
+    let mut builder = AmazonS3Builder::new().with_client_options(client.clone());
     for (key, value) in known {
         builder = builder.with_config(key, value);
     }
+    let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
     let builder = builder.with_bucket_name(bucket).with_conditional_put(S3ConditionalPut::ETagMatch);
-    builder.with_retry(retries()).build().map_err(|e| refused(&config.url, e))
+    let store = builder.with_retry(retries()).build().map_err(|e| refused(&config.url, e))?;
+    Ok((store, region.unwrap_or_else(|| "us-east-1".to_owned()), client))
+}
+
+fn undeleted(config: &StoreConfig, bucket: &str, rest: &str) -> Result<Undeleted> {
+    let (store, region, client) = s3(config, bucket)?;
+    let http = ReqwestConnector::default().connect(&client).map_err(|e| refused(&config.url, e))?;
+    let prefix = rest.split_once('/').map_or("", |(_, prefix)| prefix.trim_matches('/'));
+    Ok(Undeleted::new(store, region, http, prefix.to_owned()))
 }
 
 fn azure(config: &StoreConfig, container: &str) -> Result<impl ObjectStore> {

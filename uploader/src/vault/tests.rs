@@ -4,6 +4,7 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 
 use super::*;
+use crate::testing::{Lie, Lying};
 
 fn empty() -> Store {
     Store::new(Arc::new(InMemory::new()), "memory://test")
@@ -49,4 +50,25 @@ async fn the_marker_says_what_it_must() {
     let marker = store.get(MARKER, 1000).await.unwrap();
     let marker: serde_json::Value = serde_json::from_slice(&marker).unwrap();
     assert_eq!((marker["format"].as_u64(), marker["encryption"].as_str()), (Some(1), Some("none")));
+}
+
+#[tokio::test]
+async fn a_store_without_conditional_writes_is_refused_unless_the_operator_vouches_for_one_writer() {
+    let good = Vault::at_or_create(empty(), Encryption::None).await.unwrap();
+    good.refuse_unconditional().await.unwrap();
+    let before = good.store.get(MARKER, 1000).await.unwrap();
+    good.refuse_unconditional().await.unwrap();
+    assert_eq!(good.store.get(MARKER, 1000).await.unwrap(), before);
+
+    let store = Store::new(Lying::new(Lie::IgnoresCondition), "memory://test");
+    let vault = Vault::at_or_create(store.clone(), Encryption::None).await.unwrap();
+    let error = vault.refuse_unconditional().await.unwrap_err();
+    assert_eq!(error.kind, Kind::InvalidInput);
+    assert!(error.message.contains("writes over") && error.remedy.contains("single_writer"), "{error}");
+
+    let vouched = Vault::at(store.unconditional()).await.unwrap();
+    vouched.refuse_unconditional().await.unwrap();
+    let entry = || Bytes::from_static(b"entry").into();
+    vouched.store.create("a", entry()).await.unwrap();
+    assert_eq!(vouched.store.create("a", entry()).await.unwrap_err().kind, Kind::Exists);
 }

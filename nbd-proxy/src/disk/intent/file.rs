@@ -23,6 +23,7 @@ use std::sync::Mutex;
 use uuid::Uuid;
 
 use super::{Marks, Regions};
+use crate::durable::{self, Step};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"LBINTENT";
@@ -37,8 +38,6 @@ pub struct IntentFile {
     disk: Uuid,
     size: u64,
     sequence: Mutex<u64>,
-    #[cfg(test)]
-    refusing: std::sync::atomic::AtomicBool,
 }
 
 /// What the file says.
@@ -61,12 +60,7 @@ impl FoundMarks {
 impl IntentFile {
     /// Opens or makes the file for the disk `disk` of `size` bytes, and reads it.
     pub fn open(path: &Path, disk: Uuid, size: u64) -> Result<(Self, FoundMarks)> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
+        let file = durable::open_or_create(Step::IntentMade, path)
             .map_err(|error| Error::io("open the intent map", path, error).remedy(REMEDY))?;
         let slot = slot_len(size);
         let mut bytes = vec![0; 2 * slot];
@@ -77,7 +71,7 @@ impl IntentFile {
         } else {
             file.set_len(0)
                 .and_then(|()| file.write_all_at(&bytes, 0))
-                .and_then(|()| file.sync_all())
+                .and_then(|()| durable::sync(Step::IntentAllocated, &file))
                 .map_err(|error| Error::io("allocate the intent map", path, error).remedy(REMEDY))?;
         }
         let slots = || bytes.chunks(slot);
@@ -86,30 +80,18 @@ impl IntentFile {
         let newest =
             slots().filter_map(|slot| decode(slot, disk, size)).max_by_key(|(sequence, _)| *sequence);
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        let file = Self {
-            file,
-            path: path.to_owned(),
-            disk,
-            size,
-            sequence: Mutex::new(sequence),
-            #[cfg(test)]
-            refusing: std::sync::atomic::AtomicBool::new(false),
-        };
+        let file = Self { file, path: path.to_owned(), disk, size, sequence: Mutex::new(sequence) };
         Ok((file, FoundMarks { newest: newest.map(|(_, marks)| marks), damaged }))
     }
 
     /// Writes `marks`; durable on return. There is one writer at a time.
     pub fn write(&self, marks: &Marks) -> Result<()> {
-        #[cfg(test)]
-        if self.refusing.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(Error::io("write the intent map", &self.path, rustix::io::Errno::IO.into()));
-        }
         let sequence = *self.lock() + 1;
         let slot = encode(sequence, self.disk, self.size, marks);
         let at = sequence % 2 * slot_len(self.size) as u64;
         self.file
             .write_all_at(&slot, at)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| durable::sync(Step::IntentWritten, &self.file))
             .map_err(|error| Error::io("write the intent map", &self.path, error).remedy(REMEDY))?;
         *self.lock() = sequence;
         Ok(())
@@ -117,14 +99,6 @@ impl IntentFile {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, u64> {
         self.sequence.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-impl IntentFile {
-    /// Makes every write fail while `refusing`.
-    pub fn refuse(&self, refusing: bool) {
-        self.refusing.store(refusing, std::sync::atomic::Ordering::SeqCst);
     }
 }
 

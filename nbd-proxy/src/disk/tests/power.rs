@@ -10,6 +10,7 @@ use crate::device::{BlockDevice, ZeroMode};
 use crate::disk::TrackedDisk;
 use crate::disk::testing::losing::{LosingDisk, Platter};
 use crate::disk::testing::{End, Replica, settings, write};
+use crate::durable::failpoint::{self, ANY, Action, arm};
 use crate::machine::Machine;
 use crate::tracking::SyncScope;
 
@@ -31,6 +32,8 @@ enum Step {
     Kill,
     Close,
     PowerLoss(u64),
+    /// The proxy dies at the so manieth failpoint that it passes in this step, or after the step, and the host with it or not.
+    Dies(Box<Step>, u64, Option<u64>),
     /// The proxy is down, after a clean close or not, and somebody takes a file of its folder away.
     Vanishes(bool, &'static str),
 }
@@ -39,6 +42,14 @@ enum Step {
 const FILES: [&str; 7] = ["state", "intent", "ends", "bitmap", "first", "last", "all"];
 
 fn step() -> impl Strategy<Value = Step> {
+    let dies = (calm(), 1..24u64, prop::option::of(any::<u64>()));
+    prop_oneof![
+        4 => calm(),
+        1 => dies.prop_map(|(step, nth, power)| Step::Dies(Box::new(step), nth, power)),
+    ]
+}
+
+fn calm() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => (0..SIZE - 70_000, any::<u8>(), 1..70_000usize).prop_map(|(at, byte, len)| Step::Write(at, byte, len)),
         2 => (0..SIZE - 1, 1..2_000_000u64).prop_map(|(at, len)| Step::Zero(at, len.min(SIZE - at))),
@@ -77,7 +88,8 @@ impl Host {
         self.machine = None;
         let settings = settings(self.dir.path(), "d", SIZE, Some(1 << 30));
         let backing = LosingDisk::open(&settings.path, &self.platter);
-        let disk = TrackedDisk::open_on(Box::new(backing), "m", &settings, &self.boot.to_string()).unwrap();
+        let opened = TrackedDisk::open_on(Box::new(backing), "m", &settings, &self.boot.to_string());
+        let Some(disk) = unless_dead(opened) else { return };
         self.machine = Some(Machine::over("m".to_owned(), vec![Arc::new(disk)]));
     }
 
@@ -112,14 +124,14 @@ impl Host {
     fn apply(&mut self, step: &Step, replica: &mut Replica) {
         let disk = self.disk();
         match step {
-            Step::Write(at, byte, len) => write(disk, *at, &vec![*byte; *len]).unwrap(),
-            Step::Zero(at, len) => disk.zero(*at, *len, ZeroMode::default()).unwrap(),
+            Step::Write(at, byte, len) => drop(unless_dead(write(disk, *at, &vec![*byte; *len]))),
+            Step::Zero(at, len) => drop(unless_dead(disk.zero(*at, *len, ZeroMode::default()))),
             // Flushes fail for good once one has failed; the guest has to live with that.
             Step::Flush => drop(disk.flush()),
             Step::Clear => (disk.clear_intent(), disk.clear_intent()).0,
             Step::Cycle(end) => drop(replica.cycle_until(self.machine(), *end)),
             Step::LostCut => drop(self.machine().cut()),
-            Step::LogBreaks => disk.stop_logging("the test says so").unwrap(),
+            Step::LogBreaks => drop(unless_dead(disk.stop_logging("the test says so"))),
             Step::SyncFails => {
                 self.platter.lock().unwrap().fail_sync = true;
                 assert!(disk.flush().is_err());
@@ -132,6 +144,15 @@ impl Host {
                 self.open();
             }
             Step::PowerLoss(seed) => self.lose_power(*seed),
+            Step::Dies(step, nth, power) => {
+                let armed = arm(&[(ANY, Action::Die, *nth)]);
+                self.apply(step, replica);
+                drop(armed);
+                match power {
+                    Some(seed) => self.lose_power(*seed),
+                    None => self.open(),
+                }
+            }
             Step::Vanishes(clean, which) => {
                 if *clean {
                     drop(self.machine().close());
@@ -166,6 +187,12 @@ impl Host {
         let wrong = platter.cache.iter().zip(&replica.disks["d"]).position(|(disk, vault)| disk != vault);
         assert_eq!(wrong, None, "the vault differs from the disk at this byte");
     }
+}
+
+/// What came of a step that must succeed, unless the proxy died in it.
+fn unless_dead<T, E: std::fmt::Debug>(result: Result<T, E>) -> Option<T> {
+    assert!(result.is_ok() || failpoint::is_dead(), "{:?}", result.err());
+    result.ok()
 }
 
 fn cases() -> u32 {
@@ -224,8 +251,9 @@ fn an_intent_map_that_cannot_be_written_is_foregone_only_when_the_next_open_will
     let mut host = Host::new();
     let mut replica = Replica::default();
     host.check(&mut replica);
-    host.disk().intent.refuse(true);
+    let refused = arm(&[("IntentWritten.Sync.before", Action::Fail, 0)]);
     write(host.disk(), 5_000_000, &[1; 4096]).unwrap();
+    drop(refused);
     let info = host.machine().info().disks.remove(0);
     assert!(!info.logged && info.cause.contains("intent map"), "{info:?}");
     host.lose_power(1);
@@ -238,9 +266,10 @@ fn when_neither_can_be_recorded_a_note_beside_the_image_voids_them() {
     let mut host = Host::new();
     let mut replica = Replica::default();
     host.check(&mut replica);
-    host.disk().intent.refuse(true);
-    host.disk().state.refuse(true);
+    let points = ["IntentWritten.Sync.before", "StateWritten.Sync.before"];
+    let refused = arm(&points.map(|point| (point, Action::Fail, 0)));
     write(host.disk(), 5_000_000, &[1; 4096]).unwrap();
+    drop(refused);
     assert!(host.dir.path().join(".d.img.lifeboat-void").exists());
     host.open();
     assert!(host.machine().info().disks[0].cause.contains("could not be recorded"));

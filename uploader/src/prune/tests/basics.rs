@@ -87,7 +87,7 @@ async fn a_rehearsal_says_exactly_what_goes_and_changes_nothing() {
     assert_eq!(keys(&said), keys(&done));
     let left: u64 = vault.store.list("machines").await.unwrap().iter().map(|object| object.size).sum();
     let had: u64 = before.iter().map(|object| object.size).sum();
-    let catalogue = vault.store.head(&keys::catalogue("m", 1)).await.unwrap().size;
+    let catalogue = vault.store.list(&keys::catalogue_folder("m")).await.unwrap()[0].size;
     assert_eq!(had - said.freed + done.written + catalogue, left, "and that is what it freed");
     assert_eq!(said.repacked, done.repacked);
     maker.check(&vault).await;
@@ -178,6 +178,6 @@ async fn a_branch_keeps_what_it_goes_on_from() {
     prune(&vault, "m", &at_once()).await.unwrap();
     assert!(listing::points(&vault, "m").await.unwrap().iter().any(|point| point.id == fork));
     let name = list[0].name.as_deref().unwrap();
-    vault.store.head(&keys::delta("m", name)).await.unwrap();
-    vault.store.head(&key).await.unwrap();
+    vault.store.describe(&keys::delta("m", name)).await.unwrap();
+    vault.store.describe(&key).await.unwrap();
 }

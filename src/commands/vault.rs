@@ -1,0 +1,26 @@
+//! `lifeboat vault`
+
+mod check;
+
+use nbd_proxy::Result;
+
+use super::Context;
+
+/// Look after the vault itself
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lifeboat vault check --vault s3://backups/vms")]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Check(check::Args),
+}
+
+pub async fn run(context: &Context, args: &Args) -> Result<()> {
+    match &args.what {
+        What::Check(args) => check::run(context, args).await,
+    }
+}

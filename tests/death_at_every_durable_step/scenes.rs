@@ -1,0 +1,108 @@
+//! What is played. Between them the scenes get to every failpoint, each in the cheapest scene that does; a scene may end after the strike.
+
+use super::lab::MIB;
+use super::lab::client::FUA;
+use super::scene::{Role, Scene};
+
+/// The cheap ones first.
+pub const NAMES: &[&str] = &[
+    "protection",
+    "restarts",
+    "a full log",
+    "a state that cannot be written",
+    "a restore",
+    "a restore that fails",
+];
+
+/// Plays the scene called `name`, up to its end or the strike.
+pub fn play(name: &str, mut scene: Scene) -> Scene {
+    let acts: &[fn(&mut Scene)] = match name {
+        "protection" => &[Scene::protect, write_durably, cut, cut, cut_much],
+        "restarts" => &[Scene::protect, kill_the_proxy, close_with_a_long_log],
+        "a full log" => &[Scene::protect, fill_the_log, close_without_a_log],
+        "a state that cannot be written" => &[Scene::protect, fill_the_log_of_a_disk_whose_state_is_refused],
+        "a restore" => &[Scene::protect, restore],
+        "a restore that fails" => &[Scene::protect, fail_a_restore],
+        other => panic!("there is no scene {other:?}"),
+    };
+    for act in acts {
+        act(&mut scene);
+        if scene.was_struck() {
+            break;
+        }
+    }
+    scene
+}
+
+fn write_durably(scene: &mut Scene) {
+    scene.write_at(4096, 4096, FUA);
+    scene.flush();
+}
+
+fn cut(scene: &mut Scene) {
+    scene.write_some(32_768, 4096);
+    scene.cut();
+}
+
+/// More than is embedded in the point.
+fn cut_much(scene: &mut Scene) {
+    scene.write_some(MIB, 65_536);
+    scene.cut();
+}
+
+fn kill_the_proxy(scene: &mut Scene) {
+    cut(scene);
+    scene.write_some(32_768, 4096);
+    scene.kill(Role::Proxy);
+    scene.start(Role::Proxy);
+    scene.wait_protected();
+    cut(scene);
+}
+
+/// Several segments, of which no cut has told the vault.
+fn close_with_a_long_log(scene: &mut Scene) {
+    scene.write_some(6 * MIB, MIB);
+    scene.stop(Role::Proxy);
+    scene.stop(Role::Uploader);
+    scene.start(Role::Proxy);
+    scene.start(Role::Uploader);
+    cut(scene);
+}
+
+fn fill_the_log(scene: &mut Scene) {
+    scene.overflow();
+    scene.wait_protected();
+    cut(scene);
+}
+
+fn close_without_a_log(scene: &mut Scene) {
+    scene.ask(&["pause", "m"]);
+    scene.overflow();
+    scene.stop(Role::Proxy);
+    scene.start(Role::Proxy);
+    scene.write_some(32_768, 4096);
+    scene.ask(&["resume", "m"]);
+    scene.wait_protected();
+    cut(scene);
+}
+
+fn fill_the_log_of_a_disk_whose_state_is_refused(scene: &mut Scene) {
+    scene.kill(Role::Proxy);
+    // The first time is the open.
+    scene.besides = "StateWritten.Sync.before=fail@2";
+    scene.start(Role::Proxy);
+    fill_the_log(scene);
+    scene.besides = "";
+}
+
+fn restore(scene: &mut Scene) {
+    cut(scene);
+    scene.restore("latest", true);
+}
+
+fn fail_a_restore(scene: &mut Scene) {
+    cut(scene);
+    scene.besides = "RestoreSynced.Sync.before=fail";
+    scene.restore("latest", true);
+    scene.besides = "";
+}
