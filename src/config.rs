@@ -22,10 +22,11 @@ use std::time::Duration;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::ResyncWindow;
+use uploader::retention;
 
 pub use backings::check_backings;
 pub use settings::{DEFAULT_CONFIG, RPO_WARNING};
-pub use units::parse_span;
+pub use units::{parse_age, parse_span};
 
 /// Everything the file says, defaults filled in.
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ pub struct Config {
     pub vault: VaultConfig,
     /// How exports on TCP are protected; in the clear if it is absent.
     pub tls: Option<TlsFiles>,
+    /// The policy of machines that state none of their own.
+    pub policy: Policy,
     /// The machines this host protects; may be empty on a host that only reads the vault.
     pub machines: Vec<MachineConfig>,
 }
@@ -93,6 +96,12 @@ pub struct Policy {
     pub copy_limit: Option<u64>,
     /// From one application-consistent point to the next; none are made when absent.
     pub app_consistent_every: Option<Duration>,
+    /// Which points are kept.
+    pub keep: retention::Policy,
+    /// From one pruning to the next.
+    pub prune_every: Duration,
+    /// From a pruning to its deletions.
+    pub prune_wait: Duration,
 }
 
 /// One disk of a machine.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nbd_proxy::Result;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use uploader::jobs::Jobs;
 use uploader::replicate::{self, Clock, Settings};
 
@@ -18,6 +18,8 @@ pub struct Uploader {
     loops: Loops,
     stop: watch::Sender<bool>,
     control: JoinHandle<Result<()>>,
+    /// Ended by being dropped.
+    _pruners: JoinSet<()>,
     // Last: the role is given up when everything else has ended.
     _ownership: Ownership,
 }
@@ -29,6 +31,7 @@ impl Uploader {
         let ownership = Ownership::claim(&config.state_dir, "uploader")?;
         let listener = ownership.listen()?;
         let mut loops = Vec::new();
+        let mut pruners = JoinSet::new();
         for machine in &config.machines {
             let settings = Settings {
                 machine: machine.name.clone(),
@@ -45,13 +48,15 @@ impl Uploader {
             };
             let source = RemoteMachine::new(config.proxy_socket(), &machine.name);
             let connect = crate::vault::connect(&config.vault)?;
+            let policy = machine.policy.clone();
+            pruners.spawn(super::pruner::run(config.vault.clone(), machine.name.clone(), policy));
             loops.push((machine.name.clone(), replicate::start(settings, source, connect)));
         }
         let loops: Loops = Arc::new(loops);
         let (stop, stopped) = watch::channel(false);
         let control = tokio::spawn(server::serve(listener, uploader_api::routes(loops.clone()), stopped));
         tracing::info!(machines = loops.len(), vault = config.vault.url, "uploader is ready");
-        Ok(Self { loops, stop, control, _ownership: ownership })
+        Ok(Self { loops, stop, control, _pruners: pruners, _ownership: ownership })
     }
 
     /// Ends every loop where it can go on later, answers what was asked, and gives the role up.

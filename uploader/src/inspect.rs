@@ -6,6 +6,7 @@ use std::path::Path;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Serialize;
 
+use crate::catalogue::{self, Catalogue};
 use crate::delta::reader;
 use crate::delta::{Index, IndexRef};
 use crate::digest::hex;
@@ -20,6 +21,8 @@ pub enum Description {
     Delta(DeltaSummary),
     /// An entry of a line: a point or a claim.
     Entry(Box<EntrySummary>),
+    /// A catalogue.
+    Catalogue(Box<Catalogue>),
 }
 
 /// A delta in numbers.
@@ -80,8 +83,11 @@ pub fn decode(object: &str, bytes: &[u8]) -> Result<Description> {
             let (header, deltas) = (entry.header, entry.deltas);
             Ok(Description::Entry(Box::new(EntrySummary { header, deltas, embedded })))
         }
+        Some(start) if *start == catalogue::MAGIC[..7] => {
+            catalogue::decode(object, bytes).map(|catalogue| Description::Catalogue(Box::new(catalogue)))
+        }
         _ => {
-            let message = "is neither a delta nor an entry of a line";
+            let message = "is neither a delta nor an entry of a line nor a catalogue";
             Err(Error::new(Kind::InvalidInput, object, message).remedy("name a file from a vault"))
         }
     }
@@ -109,6 +115,7 @@ impl fmt::Display for Description {
         match self {
             Self::Delta(delta) => delta.fmt(f),
             Self::Entry(entry) => entry.fmt(f),
+            Self::Catalogue(catalogue) => catalogue.fmt(f),
         }
     }
 }
@@ -132,6 +139,25 @@ impl fmt::Display for DeltaSummary {
             )?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Catalogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "catalogue {} of {}: floor {}", self.number, self.machine, self.floor)?;
+        for kept in &self.points {
+            let (live, size) = kept
+                .deltas
+                .iter()
+                .fold((0, 0), |(live, size), kept| (live + kept.live, size + kept.delta.size));
+            let parent = kept.header.parent.map_or_else(|| "nothing".to_owned(), |parent| parent.to_string());
+            let (id, time, deltas) = (kept.header.id(), kept.header.time, kept.deltas.len());
+            writeln!(f, "point {id} of {time}: {deltas} deltas over {parent}, {live} of {size} bytes alive")?;
+        }
+        for claim in &self.claims {
+            writeln!(f, "claim {} of {}", claim.id(), claim.time)?;
+        }
+        self.pins.iter().try_for_each(|pin| writeln!(f, "pinned: {pin}"))
     }
 }
 

@@ -103,6 +103,17 @@ fn modified(meta: &object_store::ObjectMeta) -> Timestamp {
     Timestamp::new(second, i32::try_from(part).unwrap_or(0)).unwrap_or(Timestamp::MAX)
 }
 
+/// What a store says of an object besides its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// When it was written, by the store's clock.
+    pub modified: Timestamp,
+    /// Names this version of it, where the store keeps several.
+    pub version: Option<String>,
+    /// Where the store keeps it, if it says so.
+    pub storage_class: Option<String>,
+}
+
 /// A place for objects; cheap to clone, clones share their counters.
 #[derive(Clone, Debug)]
 pub struct Store {

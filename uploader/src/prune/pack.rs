@@ -4,11 +4,12 @@
 //! fresh copy of the disk. A batch is bounded by what it fetches: the frames that hold living bytes, as they are stored.
 
 use std::collections::HashMap;
+use std::thread;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use nbd_proxy::{Error, Kind, Result};
-use tokio::task::spawn_blocking;
+use tokio::sync::oneshot;
 
 use crate::catalogue::KeptDelta;
 use crate::commit;
@@ -87,10 +88,8 @@ impl Batch {
             return Ok(Vec::new());
         }
         let frames = self.fetch().await?;
-        let packed = spawn_blocking(move || self.pack(&Frames::new(frames)));
-        let ended = |e| Error::new(Kind::Io, "prune", format!("a worker ended early: {e}"));
         let mut kept = Vec::new();
-        for pack in packed.await.map_err(ended)?? {
+        for pack in on_a_thread(move || self.pack(&Frames(frames))).await? {
             let uploaded = commit::upload(vault, machine, number, pack).await?;
             let delta = uploaded.reference().clone();
             kept.push(KeptDelta { live: delta.size, delta });
@@ -158,6 +157,18 @@ impl Batch {
     }
 }
 
+/// Packing waits for the threads that compress, so it must not take one of the runtime's.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let failed = |e: &dyn std::fmt::Display| {
+        Error::new(Kind::Io, "prune", format!("the packing thread ended early: {e}"))
+    };
+    let (done, result) = oneshot::channel();
+    // Who waited may be gone.
+    let run = move || drop(done.send(work()));
+    thread::Builder::new().name("pack".to_owned()).spawn(run).map_err(|e| failed(&e))?;
+    result.await.map_err(|e| failed(&e))?
+}
+
 /// Runs of `frames` that are fetched together.
 fn runs(reader: &DeltaReader, frames: &[usize]) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
@@ -198,12 +209,6 @@ impl Packs {
 
 /// Frames as they are stored.
 struct Frames(HashMap<(u32, usize), Bytes>);
-
-impl Frames {
-    fn new(frames: HashMap<(u32, usize), Bytes>) -> Self {
-        Self(frames)
-    }
-}
 
 /// Frames that were unpacked and verified, the latest used of them.
 #[derive(Default)]
