@@ -19,13 +19,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::backing::upstream::Settings as Patience;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::ResyncWindow;
 use uploader::retention;
+use uploader::store::limit::Hours;
 
 pub use backings::check_backings;
-pub use settings::{DEFAULT_CONFIG, RPO_WARNING};
+pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING};
 pub use units::{parse_age, parse_span};
 
 /// Everything the file says, defaults filled in.
@@ -60,6 +62,10 @@ pub struct VaultConfig {
     pub allow_http: bool,
     /// No other host ever writes: a store without conditional writes will do.
     pub single_writer: bool,
+    /// How fast it is written to, by the hour; the first line that holds counts.
+    pub limit: Vec<Hours>,
+    /// What the store charges.
+    pub prices: Prices,
     /// See what was first written under each name, whatever was deleted or written over since.
     pub undelete: bool,
     /// Settings of the store's client, over those of the environment.
@@ -109,8 +115,10 @@ pub struct Policy {
 pub struct DiskConfig {
     /// Its name, unique in the machine.
     pub name: String,
-    /// The backing.
+    /// The backing: a file, a block device, or the address of an export of another NBD server.
     pub path: PathBuf,
+    /// How patient the proxy is with such a server.
+    pub upstream: Patience,
     /// Where its export is served.
     pub listen: ListenAt,
     /// Mode of the Unix socket.

@@ -11,6 +11,7 @@ pub mod proxy;
 pub mod pruner;
 pub mod sockets;
 pub mod uploader;
+pub mod usage;
 
 use std::future::Future;
 

@@ -152,6 +152,14 @@ impl Machine {
                 disk.log_bytes = now.log_bytes;
             }
         }
+        let trouble = info.disks.iter().find_map(|disk| Some((&disk.name, disk.trouble.as_ref()?)));
+        if let (Some((name, trouble)), Health::Normal | Health::Warning) = (trouble, self.health) {
+            let cause = format!("disk {name}: {trouble}");
+            self.warn(
+                &cause,
+                "start the disk's server again: until then the guest's requests wait, and then fail",
+            );
+        }
     }
 
     /// Warns when the newest point is over an hour older than one `interval` makes it.

@@ -1,9 +1,11 @@
 //! From configuration and environment to a vault: the one place that knows both sides.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::Connect;
+use uploader::store::limit::Limit;
 use uploader::store::{self, StoreConfig};
 use uploader::vault::{Encryption, Vault};
 
@@ -64,21 +66,26 @@ pub async fn open(vault: &VaultConfig) -> Result<Vault> {
     Vault::open(&store_config(vault)).await
 }
 
-/// How a machine's replication reaches the vault. Refuses at once what can never work; what may work later (the network,
-/// a bucket that is still to be made) is found out, and retried, by replication itself.
-pub fn connect(vault: &VaultConfig) -> Result<Connect> {
+/// How a machine's replication reaches the vault, which it writes to no faster than `limit`. Refuses at once what can never work; what may
+/// work later (the network, a bucket that is still to be made) is found out, and retried, by replication itself.
+pub fn connect(vault: &VaultConfig, limit: &Arc<Limit>) -> Result<Connect> {
     let config = store_config(vault);
     if let Err(error) = store::open(&config, false)
         && error.kind == Kind::InvalidInput
     {
         return Err(error);
     }
-    if vault.unencrypted {
-        return Ok(uploader::replicate::connect_to(config, Encryption::None));
-    }
+    let (unencrypted, limit) = (vault.unencrypted, Arc::clone(limit));
     Ok(Box::new(move || {
-        let config = config.clone();
-        Box::pin(async move { Vault::open(&config).await.map_err(unstated) })
+        let (config, limit) = (config.clone(), Arc::clone(&limit));
+        Box::pin(async move {
+            let vault = if unencrypted {
+                Vault::open_or_create(&config, Encryption::None).await
+            } else {
+                Vault::open(&config).await.map_err(unstated)
+            };
+            vault.map(|vault| Vault { store: vault.store.clone().limited(limit), ..vault })
+        })
     }))
 }
 

@@ -74,6 +74,16 @@ fn it_is_copied_cut_listed_and_restored() {
     let jobs = site.ok(&["jobs", "--json"]).json();
     assert_eq!(jobs["jobs"][0]["kind"], "initial-replication", "{jobs}");
     assert_eq!(site.stop(run), 0);
+    let usage = site.ok(&["vault", "usage", "--json"]).json();
+    let used = &usage["machines"][0];
+    assert!(
+        used["stored_bytes"].as_u64() > Some(0) && used["stored_bytes"] == usage["stored_bytes"],
+        "{usage}"
+    );
+    assert!(
+        used["days"][0]["puts"].as_u64() > Some(3) && used["days"][0]["bytes_up"].as_u64() > Some(0),
+        "{usage}"
+    );
 
     // The host is lost: only the vault is left.
     for gone in ["root.img", "data.img", "lifeboat.toml"] {

@@ -8,7 +8,6 @@
 
 mod lab;
 
-use lab::client::{FUA, NO_HOLE};
 use lab::model::Model;
 use lab::store::Kind;
 use lab::{Client, Lifeboat, MIB, Random, Scratch, Setup, Store, scale};
@@ -56,7 +55,7 @@ fn round(lifeboat: &Lifeboat, scratch: &Scratch, seed: u64, models: &mut [Model]
         for _ in 0..random.below(120) {
             let disk = usize::from(random.below(2) == 1);
             let client = usize::try_from(random.below(CONNECTIONS as u64)).expect("small");
-            request(&mut clients[disk][client], &mut models[disk], &mut random);
+            models[disk].any_request(&mut clients[disk][client], &mut random);
         }
         points.push((lifeboat.cut_id(), models.to_vec()));
     }
@@ -71,44 +70,4 @@ fn round(lifeboat: &Lifeboat, scratch: &Scratch, seed: u64, models: &mut [Model]
     after.for_each(|(disk, model)| {
         model.expect(&disk.image, &format!("LIFEBOAT_SEED={seed}, the disk itself"))
     });
-}
-
-fn request(client: &mut Client, model: &mut Model, random: &mut Random) {
-    // Mostly small, sometimes big; every offset and length, and now and then whole blocks.
-    let limit = [600, 9_000, 70_000, 1_500_000][usize::try_from(random.below(4)).expect("small")];
-    let (mut len, mut offset) = (1 + random.below(limit), 0);
-    if random.below(3) == 0 {
-        len = len.next_multiple_of(4096);
-    }
-    if SIZE > len {
-        offset = random.below(SIZE - len);
-    }
-    if random.below(3) == 0 {
-        offset = offset / 4096 * 4096;
-    }
-    let len = usize::try_from(len).expect("a length");
-    match random.below(10) {
-        0 => client.flush(),
-        1 => {
-            client.trim(offset, len);
-            model.zero(offset, len);
-        }
-        2 => {
-            client.zero(offset, len, if random.below(2) == 0 { NO_HOLE } else { 0 });
-            model.zero(offset, len);
-        }
-        3 => {
-            let start = usize::try_from(offset).expect("an offset");
-            assert!(
-                client.read(offset, len) == model.bytes()[start..start + len],
-                "a read at {offset}+{len}"
-            );
-        }
-        kind => {
-            let mut data = vec![0; len];
-            random.fill(&mut data);
-            client.write(offset, &data, if kind == 4 { FUA } else { 0 });
-            model.write(offset, &data);
-        }
-    }
 }

@@ -7,7 +7,7 @@
 //! those between the last one acknowledged before the cut and the last one begun when it returned. Between the
 //! connections the dependency test of `machine/tests.rs` holds the order.
 //!
-//! `LIFEBOAT_SEEDS` (300; 10,000 in `scripts/soak`) seeds from `LIFEBOAT_SEED` on; a failure names its seed.
+//! `LIFEBOAT_SEEDS` (300; 10,000 in `scripts/soak`; a twentieth of them over qcow2) seeds from `LIFEBOAT_SEED` on; a failure names its seed.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod lab;
@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lab::client::{FUA, NO_HOLE, Target};
-use lab::{Client, KIB, Random, scale};
+use lab::foreign::Foreign;
+use lab::{Client, KIB, Random, judge, scale};
 use nbd_proxy::Result;
 use nbd_proxy::device::{BlockDevice, Extent};
 use nbd_proxy::disk::DiskSettings;
@@ -46,10 +47,22 @@ type Change = (usize, std::result::Result<Vec<u8>, usize>);
 
 #[test]
 fn every_point_of_every_seed_restores() {
+    seeds(scale("LIFEBOAT_SEEDS", 300), None);
+}
+
+/// The same with a qcow2 image behind `qemu-nbd` behind us, for each disk.
+#[test]
+fn every_point_of_every_seed_restores_over_qcow2() {
+    if !judge::have(&["qemu-nbd", "qemu-img"]) {
+        return;
+    }
+    seeds(scale("LIFEBOAT_SEEDS", 300).div_ceil(20), Some("qcow2"));
+}
+
+fn seeds(seeds: u64, format: Option<&str>) {
     let first = scale("LIFEBOAT_SEED", 1);
-    let seeds = scale("LIFEBOAT_SEEDS", 300);
     for seed in first..first + seeds {
-        if let Err(panic) = std::panic::catch_unwind(|| one(seed)) {
+        if let Err(panic) = std::panic::catch_unwind(|| one(seed, format)) {
             eprintln!("failed with LIFEBOAT_SEED={seed}");
             std::panic::resume_unwind(panic);
         }
@@ -140,21 +153,27 @@ fn any_change(random: &mut Random) -> Change {
     (at, data.ok_or(len))
 }
 
-fn one(seed: u64) {
+fn one(seed: u64, format: Option<&str>) {
     let random = &mut Random::new(seed);
     let scratch = scratch();
-    let settings = |name: &&str| {
+    let servers = DISKS.map(|name| {
+        // Sectors are all that QEMU's formats know.
+        let size = SIZE.next_multiple_of(512);
+        format.map(|format| Foreign::qemu_nbd(scratch.path(), "", format, name, size))
+    });
+    let settings = |(name, server): (&&str, &Option<Foreign>)| {
         let path = scratch.path().join(format!("{name}.img"));
         std::fs::File::create(&path).and_then(|file| file.set_len(SIZE)).expect("an image");
         DiskSettings {
             name: (*name).to_owned(),
-            path,
-            log_dir: None,
+            path: server.as_ref().map_or(path, |server| server.address().into()),
+            log_dir: Some(scratch.path().to_owned()),
             read_only: false,
             log_limit: Some(1 << 30),
+            upstream: Default::default(),
         }
     };
-    let disks = DISKS.iter().map(settings).collect();
+    let disks = DISKS.iter().zip(&servers).map(settings).collect();
     let machine = Machine::open(&MachineSettings { name: "m".to_owned(), disks }).expect("a machine");
     let (server, targets) = serve(&machine, scratch.path());
     let mut writers = Vec::new();
@@ -210,6 +229,8 @@ fn one(seed: u64) {
     runtime.block_on(handle.stop());
     server.stop();
     machine.close().expect("a clean close");
+    drop(machine);
+    servers.into_iter().flatten().for_each(Foreign::stop);
 }
 
 /// In memory where the system has such a place: the test is about order, and durability is tested elsewhere.

@@ -4,24 +4,25 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use uploader::cipher::Named;
 use uploader::digest::{Digest, sha256};
 use uploader::point::{MAGIC, decode, decode_header, encode};
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, rest)) = data.split_first() else { return };
     let mut bytes = if first & 1 == 0 { rest.to_vec() } else { entry(rest, first & 2 != 0) };
-    let _ = decode_header("fuzz", &bytes);
-    let _ = uploader::inspect::decode("fuzz", &bytes);
-    let Ok(entry) = decode("fuzz", &bytes) else { return };
+    let _ = decode_header(&Named::plain("fuzz"), &bytes);
+    let _ = uploader::inspect::decode(&Named::plain("fuzz"), &bytes);
+    let Ok(entry) = decode(&Named::plain("fuzz"), &bytes) else { return };
     assert!(entry.embedded.end <= bytes.len());
     if entry.embedded.is_empty() && entry.deltas.iter().all(|delta| delta.name.is_some()) {
-        let again = encode(&entry.header, &entry.deltas, None).expect("what was read can be written");
-        let again = decode("fuzz", &again).expect("what was written can be read");
+        let again = encode(&Named::plain("fuzz"), &entry.header, &entry.deltas, None).expect("what was read can be written");
+        let again = decode(&Named::plain("fuzz"), &again).expect("what was written can be read");
         assert_eq!((again.header, again.deltas), (entry.header, entry.deltas));
     }
     let at = rest.len() * 7919 % bytes.len();
     bytes[at] ^= 1 << (first >> 5);
-    assert!(decode("fuzz", &bytes).is_err(), "a flipped bit at {at} went unnoticed");
+    assert!(decode(&Named::plain("fuzz"), &bytes).is_err(), "a flipped bit at {at} went unnoticed");
 });
 
 /// Header, list and embedded delta as the input splits them; the header may start from a sound one.
@@ -37,6 +38,7 @@ fn entry(rest: &[u8], sound: bool) -> Vec<u8> {
     }
     let list = zstd::bulk::compress(&list, 1).expect("small input");
     let mut out = MAGIC.to_vec();
+    out.push(1);
     out.extend((header.len() as u32).to_le_bytes());
     out.extend((list.len() as u32).to_le_bytes());
     out.extend((embedded.len() as u64).to_le_bytes());

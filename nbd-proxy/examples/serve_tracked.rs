@@ -20,7 +20,14 @@ fn main() {
     let (path, socket) = arguments.next().zip(arguments.next()).expect("usage: serve_tracked IMAGE SOCKET");
     // A limit that no run reaches: what is measured is logging, not going without.
     let log_limit = Some(64 << 30);
-    let disk = DiskSettings { name: "disk".to_owned(), path, log_dir: None, read_only: false, log_limit };
+    let disk = DiskSettings {
+        name: "disk".to_owned(),
+        path,
+        log_dir: None,
+        read_only: false,
+        log_limit,
+        upstream: Default::default(),
+    };
     let machine =
         Machine::open(&MachineSettings { name: "bench".to_owned(), disks: vec![disk] }).expect("a disk");
     let sync = machine.begin_sync("disk", None).expect("logging on");

@@ -11,7 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use self::handshake::{Agreed, Handshake};
+use crate::nbd::wire::{self, cmd, tflag};
 use crate::{Error, Kind, Result};
+
+pub mod handshake;
 
 #[cfg(test)]
 mod tests;
@@ -20,45 +24,13 @@ mod tests;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The most bytes of one read or write; servers take at least this much.
 pub const PAYLOAD_MAX: usize = 1 << 20;
-/// The most bytes of one option reply, and the most replies to one option.
-const OPTION_REPLY_MAX: u32 = 64 << 10;
-const OPTION_REPLIES_MAX: usize = 64;
-
-const MAGIC: u64 = 0x4e42_444d_4147_4943; // NBDMAGIC
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // IHAVEOPT
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const REPLY_MAGIC: u32 = 0x6744_6698;
-
-const FIXED_NEWSTYLE: u16 = 1;
-const NO_ZEROES: u16 = 2;
-const OPTION_EXPORT_NAME: u32 = 1;
-const OPTION_GO: u32 = 7;
-const REPLY_ACK: u32 = 1;
-const REPLY_INFO: u32 = 3;
-const REPLY_IS_ERROR: u32 = 1 << 31;
-const REPLY_UNSUPPORTED: u32 = REPLY_IS_ERROR | 1;
-/// What follows the answer to EXPORT_NAME, unless both sides agreed to leave it out.
-const ZEROES: usize = 124;
-const INFO_EXPORT: u16 = 0;
-
-const FLAG_READ_ONLY: u16 = 1 << 1;
-const FLAG_FLUSH: u16 = 1 << 2;
-const FLAG_TRIM: u16 = 1 << 5;
-
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISCONNECT: u16 = 2;
-const FLUSH: u16 = 3;
-const TRIM: u16 = 4;
 
 /// A connection to one export.
 #[derive(Debug)]
 pub struct Client<S: Read + Write> {
     stream: S,
     export: String,
-    size: u64,
-    flags: u16,
+    agreed: Agreed,
     cookie: u64,
 }
 
@@ -76,23 +48,19 @@ impl Client<UnixStream> {
 
 impl<S: Read + Write> Client<S> {
     /// Agrees on `export` over a fresh connection.
-    pub fn negotiate(stream: S, export: &str) -> Result<Self> {
-        let mut client = Self { stream, export: export.to_owned(), size: 0, flags: 0, cookie: 0 };
-        let no_zeroes = client.greet()?;
-        if !client.go()? {
-            client.export_name(no_zeroes)?;
-        }
-        Ok(client)
+    pub fn negotiate(mut stream: S, export: &str) -> Result<Self> {
+        let agreed = Handshake::run(&mut stream, export, export, false)?;
+        Ok(Self { stream, export: export.to_owned(), agreed, cookie: 0 })
     }
 
     /// Size of the export in bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.agreed.size
     }
 
     /// Whether the export refuses writes.
     pub fn read_only(&self) -> bool {
-        self.flags & FLAG_READ_ONLY != 0
+        self.agreed.has(tflag::READ_ONLY)
     }
 
     /// Fills `buf` from `offset`.
@@ -100,7 +68,7 @@ impl<S: Read + Write> Client<S> {
         let mut at = offset;
         for part in buf.chunks_mut(PAYLOAD_MAX) {
             let len = self.length(part.len())?;
-            self.request(READ, at, len, &[])?;
+            self.request(cmd::READ, at, len, &[])?;
             self.reply("read")?;
             self.stream.read_exact(part).map_err(|error| lost(&self.export, "read", &error))?;
             at += u64::from(len);
@@ -113,7 +81,7 @@ impl<S: Read + Write> Client<S> {
         let mut at = offset;
         for part in data.chunks(PAYLOAD_MAX) {
             let len = self.length(part.len())?;
-            self.request(WRITE, at, len, part)?;
+            self.request(cmd::WRITE, at, len, part)?;
             self.reply("write")?;
             at += u64::from(len);
         }
@@ -122,129 +90,31 @@ impl<S: Read + Write> Client<S> {
 
     /// Makes everything written durable.
     pub fn flush(&mut self) -> Result<()> {
-        if self.flags & FLAG_FLUSH == 0 {
+        if !self.agreed.has(tflag::SEND_FLUSH) {
             return Ok(());
         }
-        self.request(FLUSH, 0, 0, &[])?;
+        self.request(cmd::FLUSH, 0, 0, &[])?;
         self.reply("flush")
     }
 
     /// Gives a range back.
     pub fn trim(&mut self, offset: u64, len: u32) -> Result<()> {
-        if self.flags & FLAG_TRIM == 0 {
+        if !self.agreed.has(tflag::SEND_TRIM) {
             return Err(Error::new(Kind::InvalidInput, &*self.export, "the export does not offer trim"));
         }
-        self.request(TRIM, offset, len, &[])?;
+        self.request(cmd::TRIM, offset, len, &[])?;
         self.reply("trim")
     }
 
     /// Says goodbye: the server finishes what it has and closes.
     pub fn close(mut self) -> Result<()> {
-        self.request(DISCONNECT, 0, 0, &[])
-    }
-
-    /// Whether the zeroes after EXPORT_NAME are left out.
-    fn greet(&mut self) -> Result<bool> {
-        let magic = self.u64()?;
-        let option_magic = self.u64()?;
-        let flags = self.u16()?;
-        if magic != MAGIC || option_magic != OPTION_MAGIC || flags & FIXED_NEWSTYLE == 0 {
-            return Err(self.nonsense("the server does not speak fixed newstyle NBD"));
-        }
-        self.send(&u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes())?;
-        Ok(flags & NO_ZEROES != 0)
-    }
-
-    fn export_name(&mut self, no_zeroes: bool) -> Result<()> {
-        let name = self.export.clone().into_bytes();
-        let mut option = Vec::with_capacity(name.len() + 16);
-        option.extend(OPTION_MAGIC.to_be_bytes());
-        option.extend(OPTION_EXPORT_NAME.to_be_bytes());
-        option.extend(self.length(name.len())?.to_be_bytes());
-        option.extend(name);
-        self.send(&option)?;
-        let described = self.bytes::<10>()?;
-        self.describe(described)?;
-        if !no_zeroes {
-            self.bytes::<ZEROES>()?;
-        }
-        Ok(())
-    }
-
-    /// Asks for the export; `false` if the server does not know how to be asked.
-    fn go(&mut self) -> Result<bool> {
-        let name = self.export.clone().into_bytes();
-        let name_len = self.length(name.len())?;
-        let mut option = Vec::with_capacity(name.len() + 22);
-        option.extend(OPTION_MAGIC.to_be_bytes());
-        option.extend(OPTION_GO.to_be_bytes());
-        option.extend((name_len + 6).to_be_bytes());
-        option.extend(name_len.to_be_bytes());
-        option.extend(name);
-        option.extend(0_u16.to_be_bytes());
-        self.send(&option)?;
-        let mut described = false;
-        for _ in 0..OPTION_REPLIES_MAX {
-            let (kind, data) = self.option_reply()?;
-            match kind {
-                REPLY_ACK if described => return Ok(true),
-                REPLY_UNSUPPORTED if !described => return Ok(false),
-                REPLY_ACK => return Err(self.nonsense("the server agreed without saying the export's size")),
-                REPLY_INFO => described |= self.info(&data)?,
-                kind if kind & REPLY_IS_ERROR != 0 => {
-                    let said = String::from_utf8_lossy(&data).chars().take(200).collect::<String>();
-                    let message =
-                        format!("the server refused the export (error {}): {said}", kind & !REPLY_IS_ERROR);
-                    return Err(Error::new(Kind::NotFound, &*self.export, message));
-                }
-                _ => return Err(self.nonsense("an answer of unknown kind to GO")),
-            }
-        }
-        Err(self.nonsense("endless answers to GO"))
-    }
-
-    fn option_reply(&mut self) -> Result<(u32, Vec<u8>)> {
-        let magic = self.u64()?;
-        let option = self.u32()?;
-        let kind = self.u32()?;
-        let len = self.u32()?;
-        if magic != OPTION_REPLY_MAGIC || option != OPTION_GO || len > OPTION_REPLY_MAX {
-            return Err(self.nonsense("a broken answer to GO"));
-        }
-        let mut data = vec![0; usize::try_from(len).unwrap_or_default()];
-        self.stream.read_exact(&mut data).map_err(|error| lost(&self.export, "negotiate", &error))?;
-        Ok((kind, data))
-    }
-
-    /// Takes in one piece of information; whether it was the export's description.
-    fn info(&mut self, data: &[u8]) -> Result<bool> {
-        let Some((kind, rest)) = data.split_first_chunk() else {
-            return Err(self.nonsense("an information without a type"));
-        };
-        if u16::from_be_bytes(*kind) != INFO_EXPORT {
-            return Ok(false);
-        }
-        let described =
-            rest.try_into().map_err(|_| self.nonsense("an export description of the wrong length"))?;
-        self.describe(described)?;
-        Ok(true)
-    }
-
-    /// Takes in an export's size and flags.
-    fn describe(&mut self, described: [u8; 10]) -> Result<()> {
-        let [size @ .., high, low] = described;
-        self.size = u64::from_be_bytes(size);
-        self.flags = u16::from_be_bytes([high, low]);
-        if i64::try_from(self.size).is_err() {
-            return Err(self.nonsense("an export of impossible size"));
-        }
-        Ok(())
+        self.request(cmd::DISC, 0, 0, &[])
     }
 
     fn request(&mut self, command: u16, offset: u64, len: u32, payload: &[u8]) -> Result<()> {
         self.cookie += 1;
         let mut header = [0; 28];
-        header[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        header[0..4].copy_from_slice(&wire::REQUEST_MAGIC.to_be_bytes());
         header[6..8].copy_from_slice(&command.to_be_bytes());
         header[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         header[16..24].copy_from_slice(&offset.to_be_bytes());
@@ -257,7 +127,7 @@ impl<S: Read + Write> Client<S> {
         let magic = self.u32()?;
         let error = self.u32()?;
         let cookie = self.u64()?;
-        if magic != REPLY_MAGIC || cookie != self.cookie {
+        if magic != wire::SIMPLE_REPLY_MAGIC || cookie != self.cookie {
             return Err(self.nonsense("a reply to a request that was not made"));
         }
         match i32::try_from(error) {
@@ -280,10 +150,6 @@ impl<S: Read + Write> Client<S> {
         let mut bytes = [0; N];
         self.stream.read_exact(&mut bytes).map_err(|error| lost(&self.export, "receive", &error))?;
         Ok(bytes)
-    }
-
-    fn u16(&mut self) -> Result<u16> {
-        self.bytes().map(u16::from_be_bytes)
     }
 
     fn u32(&mut self) -> Result<u32> {

@@ -94,6 +94,7 @@ impl Machine {
 
     /// A machine of disks that are open.
     pub(crate) fn over(name: String, disks: Vec<Arc<TrackedDisk>>) -> Arc<Self> {
+        disks.iter().for_each(TrackedDisk::watch_backing);
         Arc::new(Self {
             name,
             disks,

@@ -45,6 +45,9 @@ pub struct DiskInfo {
     pub log_bytes: u64,
     /// Clients connected to the export now.
     pub clients: u32,
+    /// What is wrong with the disk behind it now, for people.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// What a cut is asked to be. By default: made now, and of the disks alone.

@@ -1,6 +1,7 @@
 //! `lifeboat vault`
 
 mod check;
+mod usage;
 
 use nbd_proxy::Result;
 
@@ -17,10 +18,12 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Check(check::Args),
+    Usage(usage::Args),
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<()> {
     match &args.what {
         What::Check(args) => check::run(context, args).await,
+        What::Usage(args) => usage::run(context, args).await,
     }
 }

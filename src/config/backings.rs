@@ -6,6 +6,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use nbd_proxy::backing::upstream::Address;
 use nbd_proxy::{Error, Result};
 
 use super::{Config, DiskConfig, refuse};
@@ -19,8 +20,14 @@ pub fn check_backings(config: &Config) -> Result<()> {
     for machine in &config.machines {
         for disk in &machine.disks {
             let place = format!("machine {}, disk {}", machine.name, disk.name);
-            let metadata = open(config, &place, disk)?;
-            if let Some(other) = seen.insert(identity(&metadata), place.clone()) {
+            let identity = if Address::is_meant(&disk.path) {
+                // Asked only when it is opened: a server may let in one client at a time, and that may be the present proxy.
+                let Address { place, export, .. } = Address::parse(&disk.path)?;
+                Identity::Export { place: format!("{place:?}"), export }
+            } else {
+                identity(&open(config, &place, disk)?)
+            };
+            if let Some(other) = seen.insert(identity, place.clone()) {
                 let message = format!("{} is the same disk as that of {other}", disk.path.display());
                 return Err(refuse(&config.file, place, message, "a disk belongs to one machine, once"));
             }
@@ -39,6 +46,7 @@ pub fn check_backings(config: &Config) -> Result<()> {
 enum Identity {
     File { device: u64, inode: u64 },
     Block { number: u64 },
+    Export { place: String, export: String },
 }
 
 fn identity(metadata: &Metadata) -> Identity {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Deserialize;
 
-use super::units::{Age, Rate, Size, Span, Window};
+use super::units::{Age, LimitRate, Rate, Size, Span, WeekHours, Window};
 use super::{Secret, refuse};
 
 /// Read when neither `--config` nor `LIFEBOAT_CONFIG` names a file.
@@ -51,6 +51,8 @@ pub const SOCKET_PATH_MAX: usize = 107;
 pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
 /// What `machine.disk.max_clients` may be.
 pub const MAX_CLIENTS_RANGE: RangeInclusive<usize> = 1..=1024;
+/// What `machine.disk.reconnect_delay` and `machine.disk.reply_timeout` may be; the proxy's own rules say the defaults.
+pub const PATIENCE_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
@@ -81,7 +83,33 @@ pub struct Vault {
     #[serde(default)]
     pub single_writer: bool,
     #[serde(default)]
+    pub limit: Vec<Limit>,
+    #[serde(default)]
+    pub prices: Prices,
+    #[serde(default)]
     pub options: BTreeMap<String, Secret>,
+}
+
+/// A line of `vault.limit`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    pub when: Option<WeekHours>,
+    pub rate: LimitRate,
+}
+
+/// `[vault.prices]`: in whatever currency, for what a store charges.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prices {
+    /// For 1,000 objects written or listings made.
+    pub puts: f64,
+    /// For 1,000 objects read.
+    pub gets: f64,
+    /// For 1 GB stored over a month.
+    pub storage: f64,
+    /// For 1 GB read.
+    pub download: f64,
 }
 
 /// `[tls]`
@@ -162,6 +190,8 @@ pub struct Disk {
     #[serde(default)]
     pub read_only: bool,
     pub max_clients: Option<usize>,
+    pub reconnect_delay: Option<Span>,
+    pub reply_timeout: Option<Span>,
 }
 
 fn state_dir() -> PathBuf {

@@ -93,7 +93,14 @@ fn each_bad_line_is_refused_by_name() {
         (&machine(&format!("{plain}{plain}")), "\"root\" is configured twice"),
         (&machine(&disk("root", "a.img", "")), "not an absolute path"),
         (&machine(&disk("root", "/dev/vg0/root", "")), "log_dir"),
-        (&machine(&disk("root", "nbd+unix:///x?socket=/s", "")), "not a file or block device"),
+        (&machine(&disk("root", "nbd+unix:///x?socket=/s", "")), "log_dir"),
+        (&machine(&disk("root", "nbd+unix:///x", "log_dir = \"/l\"")), "no socket"),
+        (&machine(&disk("root", "nbds://h/x", "log_dir = \"/l\"")), "unknown kind"),
+        (&machine(&disk("root", "/a.img", "reply_timeout = \"9s\"")), "not on another NBD server"),
+        (
+            &machine(&disk("root", "nbd://h/x", "log_dir = \"/l\"\nreconnect_delay = \"2h\"")),
+            "reconnect_delay",
+        ),
         (&machine(&disk("root", "/a.img", "listen = \"/run/x.sock\"")), "no place to listen at"),
         (&machine(&disk("root", "/a.img", "socket_mode = \"rw\"")), "no file mode"),
         (&machine(&disk("root", "/a.img", "listen = \"tcp:localhost\"")), "no place to listen at"),
@@ -200,6 +207,8 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`vault.url`", "file://"),
         ("`vault.encryption`", "\"none\""),
         ("`vault.ca_file`", ""),
+        ("`vault.limit`", "\"20 MB/s\""),
+        ("`vault.prices.puts`", "1,000"),
         ("`vault.single_writer`", "false"),
         ("`vault.allow_http`", "false"),
         ("`vault.options`", ""),
@@ -226,6 +235,8 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`machine.disk.log_dir`", ""),
         ("`machine.disk.read_only`", "false"),
         ("`machine.disk.max_clients`", "1 to 1024"),
+        ("`machine.disk.reconnect_delay`", "\"60s\""),
+        ("`machine.disk.reply_timeout`", "\"2m\""),
     ];
     for (key, value) in keys {
         let row = docs.lines().find(|line| line.starts_with(&format!("| {key}"))).expect(key);
@@ -251,5 +262,37 @@ fn every_example_in_the_documents_is_taken() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 3);
+    assert_eq!(examples, 4);
+}
+
+#[test]
+fn limits_are_read_as_people_write_them_and_refused_by_name() {
+    use jiff::civil::{Weekday, time};
+    let with = |limit: &str| {
+        let text = format!("state_dir = \"/s\"\n[vault]\nurl = \"file:///v\"\nlimit = {limit}\n");
+        settings::parse(Path::new("lifeboat.toml"), &text)
+            .and_then(|file| validate::validate(Path::new("c"), file))
+    };
+    let config = with(
+        "[{ when = \"mon-fri 08:00-18:00\", rate = \"20 MB/s\" }, { when = \"sat,sun\", rate = \"unlimited\" }, { rate = \"1 GiB/s\" }]",
+    );
+    let limit = config.unwrap().vault.limit;
+    let office = limit[0].when.as_ref().unwrap();
+    assert_eq!((office.days.len(), office.days[4], limit[0].rate), (5, Weekday::Friday, Some(20_000_000)));
+    assert_eq!((office.from, office.to), (time(8, 0, 0, 0), time(18, 0, 0, 0)));
+    let weekend = limit[1].when.as_ref().unwrap();
+    assert_eq!((&weekend.days[..], limit[1].rate), (&[Weekday::Saturday, Weekday::Sunday][..], None));
+    assert!(limit[2].when.is_none() && limit[2].rate == Some(1 << 30));
+    for (wrong, says) in [
+        ("[{ when = \"funday\", rate = \"1 MB/s\" }]", "no hours of the week"),
+        ("[{ when = \"mon 25:00-26:00\", rate = \"1 MB/s\" }]", "no hours of the day"),
+        ("[{ when = \"mon tue\", rate = \"1 MB/s\" }]", "no hours of the week"),
+        ("[{ when = \"\", rate = \"1 MB/s\" }]", "no hours of the week"),
+        ("[{ rate = \"20 MB\" }]", "not a rate"),
+        ("[{ rate = \"0 B/s\" }]", "pause the machine"),
+        ("[{ when = \"mon\" }]", "rate"),
+    ] {
+        let error = with(wrong).unwrap_err();
+        assert!(error.to_string().contains(says), "{wrong}: {error}");
+    }
 }

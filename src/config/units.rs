@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use jiff::SignedDuration;
-use jiff::civil::Time;
+use jiff::civil::{Time, Weekday};
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use uploader::replicate::ResyncWindow;
+use uploader::store::limit::When;
 
 /// A size in bytes, written `"64 MiB"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,14 @@ pub struct Rate(pub u64);
 /// Hours of the day in local time, written `"18:30-06:00"`, or `"always"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window(pub ResyncWindow);
+
+/// Hours of the week in local time, written `"mon-fri 08:00-18:00"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeekHours(pub When);
+
+/// Bytes a second, written `"20 MB/s"`, or `"unlimited"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitRate(pub Option<u64>);
 
 /// Reads `"64 MiB"`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
@@ -85,6 +94,76 @@ pub fn parse_window(text: &str) -> Result<ResyncWindow, String> {
         Some((from, to)) if from == to => Err(format!("the window \"{text}\" never opens; {example}")),
         Some((from, to)) => Ok(ResyncWindow::Daily { from, to }),
         None => Err(format!("\"{text}\" names no hours of the day; {example}")),
+    }
+}
+
+/// Reads `"mon-fri 08:00-18:00"`, `"sat,sun"` or `"22:00-06:00"`.
+pub fn parse_week_hours(text: &str) -> Result<When, String> {
+    let example = "write \"mon-fri 08:00-18:00\", \"sat,sun\" or \"22:00-06:00\" (local time)";
+    let wrong = || format!("\"{text}\" names no hours of the week; {example}");
+    let (mut days, mut hours) = (None, None);
+    for part in text.split_whitespace() {
+        let slot =
+            if part.starts_with(|first: char| first.is_ascii_digit()) { &mut hours } else { &mut days };
+        if slot.replace(part).is_some() {
+            return Err(wrong());
+        }
+    }
+    if days.is_none() && hours.is_none() {
+        return Err(wrong());
+    }
+    let days = days.map_or(Some(WEEK.iter().map(|(_, day)| *day).collect()), parse_days).ok_or_else(wrong)?;
+    let (from, to) = match hours.map(parse_window).transpose()? {
+        Some(ResyncWindow::Daily { from, to }) => (from, to),
+        _ => (Time::midnight(), Time::midnight()),
+    };
+    Ok(When { days, from, to })
+}
+
+const WEEK: [(&str, Weekday); 7] = [
+    ("mon", Weekday::Monday),
+    ("tue", Weekday::Tuesday),
+    ("wed", Weekday::Wednesday),
+    ("thu", Weekday::Thursday),
+    ("fri", Weekday::Friday),
+    ("sat", Weekday::Saturday),
+    ("sun", Weekday::Sunday),
+];
+
+fn parse_days(text: &str) -> Option<Vec<Weekday>> {
+    let number = |name: &str| WEEK.iter().position(|(known, _)| name.eq_ignore_ascii_case(known));
+    let mut days = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        let count = (last + 7 - first) % 7 + 1;
+        days.extend(WEEK.iter().cycle().skip(first).take(count).map(|(_, day)| *day));
+    }
+    Some(days)
+}
+
+/// Reads `"20 MB/s"` or `"unlimited"`.
+pub fn parse_limit(text: &str) -> Result<Option<u64>, String> {
+    match text.trim() {
+        "unlimited" => Ok(None),
+        rate => match parse_rate(rate)? {
+            0 => Err("\"0\" would never end: pause the machine instead".to_owned()),
+            rate => Ok(Some(rate)),
+        },
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for WeekHours {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let what = "hours of the week, such as \"mon-fri 08:00-18:00\"";
+        deserializer.deserialize_any(Quantity { what, parse: parse_week_hours }).map(Self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for LimitRate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let what = "a size a second, such as \"20 MB/s\", or \"unlimited\"";
+        deserializer.deserialize_any(Quantity { what, parse: parse_limit }).map(Self)
     }
 }
 

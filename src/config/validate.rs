@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_proxy::backing::upstream::{Address, Settings as Patience};
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Result};
 use uploader::keys::check_name;
+use uploader::store::limit::Hours;
 
 use super::settings::{self, File};
 use super::{Config, DiskConfig, ListenAt, MachineConfig, Policy, VaultConfig, refuse};
@@ -79,6 +81,12 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
         ca_file: raw.ca_file,
         allow_http: raw.allow_http,
         single_writer: raw.single_writer,
+        limit: raw
+            .limit
+            .into_iter()
+            .map(|line| Hours { when: line.when.map(|when| when.0), rate: line.rate.0 })
+            .collect(),
+        prices: raw.prices,
         undelete: false,
         options: raw.options,
     };
@@ -199,21 +207,21 @@ fn machine(path: &Path, state_dir: &Path, raw: settings::Machine, general: &Poli
 fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Result<DiskConfig> {
     check_name("disk", &raw.name).map_err(|error| in_file(path, error))?;
     let place = format!("machine {machine}, disk {}", raw.name);
-    if raw.path.to_str().is_some_and(|text| text.contains("://") || text.starts_with("nbd")) {
-        let message = format!("\"{}\" is not a file or block device", raw.path.display());
-        return Err(refuse(
-            path,
-            format!("{place}: path"),
-            message,
-            "give the path of a raw image or a block device",
-        ));
+    let afar = Address::is_meant(&raw.path);
+    if afar {
+        Address::parse(&raw.path).map_err(|error| {
+            let message = format!("{}: {}", error.object, error.message);
+            refuse(path, format!("{place}: path"), message, error.remedy)
+        })?;
+    } else {
+        absolute(path, &format!("{place}: path"), &raw.path)?;
     }
-    absolute(path, &format!("{place}: path"), &raw.path)?;
+    let upstream = patience(path, &place, &raw, afar)?;
     if let Some(log_dir) = &raw.log_dir {
         absolute(path, &format!("{place}: log_dir"), log_dir)?;
     }
-    if raw.log_dir.is_none() && raw.path.starts_with("/dev") {
-        let message = "the folder of a block device cannot hold its change log";
+    if raw.log_dir.is_none() && (afar || raw.path.starts_with("/dev")) {
+        let message = "only an image file has a folder that could hold its change log";
         return Err(refuse(
             path,
             format!("{place}: log_dir"),
@@ -236,7 +244,28 @@ fn disk(path: &Path, state_dir: &Path, machine: &str, raw: settings::Disk) -> Re
         return Err(refuse(path, format!("{place}: max_clients"), "out of range", "from 1 to 1024"));
     }
     let settings::Disk { name, path, log_dir, read_only, max_clients, .. } = raw;
-    Ok(DiskConfig { name, path, listen, socket_mode, log_dir, read_only, max_clients })
+    Ok(DiskConfig { name, path, upstream, listen, socket_mode, log_dir, read_only, max_clients })
+}
+
+fn patience(path: &Path, place: &str, raw: &settings::Disk, afar: bool) -> Result<Patience> {
+    let mut patience = Patience::default();
+    let keys = [
+        ("reconnect_delay", &raw.reconnect_delay, &mut patience.reconnect_delay),
+        ("reply_timeout", &raw.reply_timeout, &mut patience.reply_timeout),
+    ];
+    for (key, given, value) in keys {
+        let Some(given) = given else { continue };
+        let key = format!("{place}: {key}");
+        if !afar {
+            let remedy = "leave it out: it is for a path of nbd:// or nbd+unix://";
+            return Err(refuse(path, key, "the disk is not on another NBD server", remedy));
+        }
+        if !settings::PATIENCE_RANGE.contains(&given.0) {
+            return Err(refuse(path, key, "is out of range", "from \"1s\" to \"1h\""));
+        }
+        *value = given.0;
+    }
+    Ok(patience)
 }
 
 fn fits_a_socket(path: &Path, key: &str, socket: &Path) -> Result<()> {

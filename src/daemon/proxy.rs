@@ -124,6 +124,7 @@ fn settings(machine: &MachineConfig) -> MachineSettings {
         log_dir: disk.log_dir.clone(),
         read_only: disk.read_only,
         log_limit: machine.policy.log_limit,
+        upstream: disk.upstream,
     });
     MachineSettings { name: machine.name.clone(), disks: disks.collect() }
 }

@@ -29,6 +29,7 @@ fn tracking() -> Vec<MachineInfo> {
         dirty_bytes: 4096,
         log_bytes: 8192,
         clients: 1,
+        trouble: None,
     };
     vec![MachineInfo { name: "web1".into(), disks: vec![disk] }]
 }

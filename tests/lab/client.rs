@@ -58,6 +58,8 @@ const TRIM: u16 = 4;
 const WRITE_ZEROES: u16 = 6;
 /// Command flag: durable before the reply.
 pub const FUA: u16 = 1;
+/// Transmission flag: TRIM is understood.
+pub const SEND_TRIM: u16 = 1 << 5;
 /// Command flag: keep the space allocated.
 pub const NO_HOLE: u16 = 2;
 
@@ -109,6 +111,14 @@ impl Client {
 
     pub fn flush(&mut self) {
         self.patient(FLUSH, 0, 0, 0, &[], &mut []);
+    }
+
+    /// Flushes once; whether that was good. A lost connection is none.
+    pub fn try_flush(&mut self) -> bool {
+        self.cookie += 1;
+        let connection = self.connection.as_mut().expect("a connection");
+        let answered = connection.request(self.cookie, FLUSH, 0, 0, 0, &[], &mut []);
+        answered.expect("an answer") == 0
     }
 
     pub fn trim(&mut self, offset: u64, len: usize) {

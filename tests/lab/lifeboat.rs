@@ -18,6 +18,8 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 /// What to protect, and how; then [`Setup::create`].
 pub struct Setup {
     disks: Vec<(String, u64)>,
+    /// Disks behind other servers, and where.
+    behind: Vec<(String, String)>,
     read_only: Vec<String>,
     interval: String,
     policy: String,
@@ -32,6 +34,7 @@ impl Setup {
     pub fn new() -> Self {
         Self {
             disks: Vec::new(),
+            behind: Vec::new(),
             read_only: Vec::new(),
             interval: "24h".into(),
             // A test that runs at noon waits for no evening.
@@ -46,6 +49,12 @@ impl Setup {
     pub fn disk(mut self, name: &str, size: u64) -> Self {
         self.disks.push((name.into(), size));
         self
+    }
+
+    /// Adds a disk that stands behind another server.
+    pub fn behind(mut self, name: &str, size: u64, address: &str) -> Self {
+        self.behind.push((name.into(), address.into()));
+        self.disk(name, size)
     }
 
     /// Serves a disk read-only.
@@ -90,8 +99,12 @@ impl Setup {
         std::fs::create_dir_all(home.join("images")).expect("a folder for images");
         let mut disks = Vec::new();
         for (name, size) in self.disks {
-            let image = home.join("images").join(format!("{MACHINE}-{name}.img"));
-            if !image.exists() {
+            let behind = self.behind.iter().find(|(disk, _)| *disk == name);
+            let image = behind.map_or_else(
+                || home.join("images").join(format!("{MACHINE}-{name}.img")),
+                |(_, address)| address.into(),
+            );
+            if behind.is_none() && !image.exists() {
                 sparse(&image, size);
             }
             let export = format!("{MACHINE}/{name}");
@@ -174,6 +187,9 @@ impl Lifeboat {
             let (name, image) = (&disk.name, disk.image.display());
             write!(text, "[[machine.disk]]\nname = \"{name}\"\npath = \"{image}\"\nlisten = \"{listen}\"\n")
                 .expect("text");
+            if disk.image.starts_with("nbd:") || disk.image.starts_with("nbd+unix:") {
+                writeln!(text, "log_dir = \"{}\"", self.home.join("images").display()).expect("text");
+            }
             if disk.read_only {
                 text.push_str("read_only = true\n");
             }

@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 pub mod client;
+pub mod foreign;
 pub mod history;
 pub mod judge;
 pub mod lifeboat;

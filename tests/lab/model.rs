@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::Random;
+use super::client::{Client, FUA, NO_HOLE, SEND_TRIM};
 use super::history::difference;
 
 /// What a disk must hold.
@@ -22,6 +24,48 @@ impl Model {
     pub fn zero(&mut self, offset: u64, len: usize) {
         let start = usize::try_from(offset).expect("an offset on the disk");
         self.0[start..start + len].fill(0);
+    }
+
+    /// Any request that a client may make, with the answer that this disk must give.
+    pub fn any_request(&mut self, client: &mut Client, random: &mut Random) {
+        let size = self.0.len() as u64;
+        // Mostly small, sometimes big; every offset and length, and now and then whole blocks.
+        let limit = [600, 9_000, 70_000, 1_500_000][usize::try_from(random.below(4)).expect("small")];
+        let (mut len, mut offset) = (1 + random.below(limit), 0);
+        if random.below(3) == 0 {
+            len = len.next_multiple_of(4096);
+        }
+        if size > len {
+            offset = random.below(size - len);
+        }
+        if random.below(3) == 0 {
+            offset = offset / 4096 * 4096;
+        }
+        let len = usize::try_from(len).expect("a length");
+        match random.below(10) {
+            0 => client.flush(),
+            1 if client.flags() & SEND_TRIM != 0 => {
+                client.trim(offset, len);
+                self.zero(offset, len);
+            }
+            2 => {
+                client.zero(offset, len, if random.below(2) == 0 { NO_HOLE } else { 0 });
+                self.zero(offset, len);
+            }
+            3 => {
+                let start = usize::try_from(offset).expect("an offset");
+                assert!(
+                    client.read(offset, len) == self.bytes()[start..start + len],
+                    "a read at {offset}+{len}"
+                );
+            }
+            kind => {
+                let mut data = vec![0; len];
+                random.fill(&mut data);
+                client.write(offset, &data, if kind == 4 { FUA } else { 0 });
+                self.write(offset, &data);
+            }
+        }
     }
 
     pub fn bytes(&self) -> &[u8] {

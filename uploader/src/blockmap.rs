@@ -18,11 +18,11 @@ use crate::catalogue::{self, Catalogue};
 use crate::commit;
 use crate::delta::format::IndexRef;
 use crate::delta::reader::{DeltaReader, Place};
+use crate::digest::Digest;
 use crate::intervals::{self, IntervalMap};
 use crate::keys::{self, PointId};
 use crate::line::Line;
 use crate::point::{self, DeltaRef, Header, PointDisk};
-use crate::store::Store;
 use crate::vault::Vault;
 
 /// Entries and indexes fetched at the same time.
@@ -85,10 +85,10 @@ pub(crate) enum Found {
 }
 
 impl Found {
-    pub(crate) async fn open(self, store: Store) -> Result<DeltaReader> {
+    pub(crate) async fn open(self, vault: &Vault) -> Result<DeltaReader> {
         match self {
             Self::Embedded(reader) => Ok(*reader),
-            Self::Object(place, index) => DeltaReader::open(store, place, &index).await,
+            Self::Object(place, index) => DeltaReader::open(vault, place, &index).await,
         }
     }
 }
@@ -110,7 +110,7 @@ pub async fn load_held(
 
 async fn along(vault: &Vault, mut chain: Chain<'_>, point: PointId, disks: &[String]) -> Result<BlockMap> {
     let machine = chain.machine.clone();
-    let first = chain.entry(point).await?;
+    let first = chain.entry(point, None).await?;
     let disks = wanted(&first.header, disks)?;
     let mut missing: HashSet<String> = disks.iter().map(|disk| disk.name.clone()).collect();
     let header = first.header.clone();
@@ -121,13 +121,13 @@ async fn along(vault: &Vault, mut chain: Chain<'_>, point: PointId, disks: &[Str
         for disk in ancestor.header.disks.iter().filter(|disk| disk.whole) {
             missing.remove(&disk.name);
         }
-        let parent = ancestor.header.parent;
+        let (parent, mark) = (ancestor.header.parent, ancestor.header.parent_mark);
         found.push(ancestor);
         if missing.is_empty() {
             break;
         }
         let parent = parent.ok_or_else(|| no_base(&machine, &header, &missing))?;
-        next = Some(chain.entry(parent).await?);
+        next = Some(chain.entry(parent, mark).await?);
     }
     assemble(vault, header, disks, found).await
 }
@@ -148,7 +148,7 @@ async fn assemble(
         order.extend(ancestor.deltas);
     }
     let open = |found: Found| async move {
-        let mut reader = found.open(vault.store.clone()).await?;
+        let mut reader = found.open(vault).await?;
         // What is fetched is verified by frames.
         reader.index.cells = Vec::new();
         Ok::<_, Error>(reader)
@@ -204,13 +204,26 @@ pub(crate) fn without_base(machine: &str, point: PointId, disks: &str) -> Error 
 /// An entry on the way from a point to its base.
 pub(crate) struct Ancestor {
     pub header: Header,
+    pub mark: Digest,
     pub deltas: Vec<Found>,
 }
 
 fn kept_ancestor(machine: &str, kept: &catalogue::Kept) -> Ancestor {
-    let place = |name: &str| Place { key: keys::delta(machine, name), base: 0 };
-    let found = |delta: &catalogue::KeptDelta| Found::Object(place(delta.name()), delta.delta.index);
-    Ancestor { header: kept.header.clone(), deltas: kept.deltas.iter().map(found).collect() }
+    let place = |kept: &catalogue::KeptDelta| Place {
+        key: keys::delta(machine, kept.name()),
+        base: 0,
+        salt: kept.delta.salt,
+    };
+    let found = |delta: &catalogue::KeptDelta| Found::Object(place(delta), delta.delta.index);
+    Ancestor { header: kept.header.clone(), mark: kept.mark, deltas: kept.deltas.iter().map(found).collect() }
+}
+
+/// The ancestor, if it has the mark that its child says.
+fn same_version(name: String, ancestor: Ancestor, mark: Option<Digest>) -> Result<Ancestor> {
+    if mark.is_none_or(|mark| mark == ancestor.mark) {
+        return Ok(ancestor);
+    }
+    Err(Error::corrupt(name, "is another version of what the point after it was built on"))
 }
 
 /// Fetches a machine's entries, a window of numbers at a time.
@@ -236,8 +249,8 @@ impl<'a> Chain<'a> {
         Self { catalogue: Some(catalogue), ..chain }
     }
 
-    /// The point `id`. Going to ever lower numbers, most are there already.
-    pub async fn entry(&mut self, id: PointId) -> Result<Ancestor> {
+    /// The point `id`, which has the mark that its child says. Going to ever lower numbers, most are there already.
+    pub async fn entry(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
         let catalogue = match &self.catalogue {
             Some(catalogue) => Arc::clone(catalogue),
             None => Arc::new(catalogue::newest(self.vault, &self.machine).await?),
@@ -245,7 +258,9 @@ impl<'a> Chain<'a> {
         self.catalogue = Some(Arc::clone(&catalogue));
         if id.number <= catalogue.floor {
             let kept = catalogue.point(id.number).filter(|kept| kept.header.id() == id);
-            return kept.map(|kept| kept_ancestor(&self.machine, kept)).ok_or_else(|| self.pruned(id));
+            let kept = kept.ok_or_else(|| self.pruned(id))?;
+            let name = format!("point {id} of {}", self.machine);
+            return same_version(name, kept_ancestor(&self.machine, kept), mark);
         }
         self.ahead.retain(|number, _| *number <= id.number);
         if !self.ahead.contains_key(&id.number) {
@@ -261,7 +276,9 @@ impl<'a> Chain<'a> {
         }
         let name = self.vault.store.name_of(&self.line.key(id.number));
         match self.ahead.remove(&id.number).unwrap_or(Ok(None))? {
-            Some(ancestor) if ancestor.header.id() == id && ancestor.header.is_point() => Ok(ancestor),
+            Some(ancestor) if ancestor.header.id() == id && ancestor.header.is_point() => {
+                same_version(name, ancestor, mark)
+            }
             Some(other) => {
                 Err(Error::corrupt(name, format!("is entry {}, where point {id} must be", other.header.id())))
             }
@@ -284,7 +301,7 @@ impl<'a> Chain<'a> {
         let Some(bytes) = self.line.read(number).await? else { return Ok(None) };
         let key = self.line.key(number);
         let name = self.vault.store.name_of(&key);
-        let entry = point::decode(&name, &bytes)?;
+        let entry = point::decode(&self.vault.named(&key), &bytes)?;
         if entry.header.machine != self.machine || entry.header.number != number {
             return Err(Error::corrupt(
                 name,
@@ -299,10 +316,10 @@ impl<'a> Chain<'a> {
                 base += usize::try_from(delta.size).unwrap_or(usize::MAX);
                 continue;
             };
-            let place = Place { key: keys::delta(&self.machine, object), base: 0 };
+            let place = Place { key: keys::delta(&self.machine, object), base: 0, salt: delta.salt };
             deltas.push(Found::Object(place, delta.index));
         }
-        Ok(Some(Ancestor { header: entry.header, deltas }))
+        Ok(Some(Ancestor { header: entry.header, mark: entry.mark, deltas }))
     }
 
     fn embedded(&self, key: &str, entry: &[u8], base: usize, delta: &DeltaRef) -> Result<Found> {
@@ -311,8 +328,8 @@ impl<'a> Chain<'a> {
         let stored = entry.get(start..start.saturating_add(len));
         let stored =
             stored.ok_or_else(|| Error::corrupt(self.vault.store.name_of(key), "its index lies outside"))?;
-        let place = Place { key: key.to_owned(), base: base as u64 };
-        let reader = DeltaReader::with_index(self.vault.store.clone(), place, &delta.index, stored)?;
+        let place = Place { key: key.to_owned(), base: base as u64, salt: delta.salt };
+        let reader = DeltaReader::with_index(self.vault, place, &delta.index, stored)?;
         Ok(Found::Embedded(Box::new(reader)))
     }
 }

@@ -1,9 +1,11 @@
 //! A catalogue: what thinning left of a machine, version 1. Numbers are little-endian.
 //!
 //! ```text
-//! prefix   8  "LBCATLG" and the version
-//!          8  length of the body
-//! body        zstd of JSON: see `Catalogue`
+//! prefix   7  "LBCATLG"
+//!          1  1, or 2 if it is encrypted
+//!          8  length of the body, as stored
+//!        (16  salt; only if it is encrypted)
+//! body        one unit: zstd of JSON, see `Catalogue`
 //! seal    32  SHA-256 of everything before
 //! ```
 //!
@@ -35,14 +37,18 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::digest::sha256;
+use crate::cipher::{DIRECTORY, Named, Salt};
+use crate::digest::{Digest, sha256};
 use crate::keys::{self, PointId};
 use crate::point::{DeltaRef, Header};
 use crate::store;
 use crate::vault::Vault;
 
-/// The first bytes of every catalogue; the last of them is the version.
-pub const MAGIC: [u8; 8] = *b"LBCATLG\x01";
+/// The first bytes of every catalogue.
+pub const MAGIC: [u8; 7] = *b"LBCATLG";
+/// The byte after them.
+const PLAIN: u8 = 1;
+const SEALED: u8 = 2;
 const PREFIX_LEN: usize = 16;
 const SEAL_LEN: usize = 32;
 /// No catalogue is longer, as stored or raw.
@@ -76,6 +82,8 @@ pub struct Catalogue {
 pub struct Kept {
     /// What it says about itself; the parent is the nearest point before it that was kept.
     pub header: Header,
+    /// The mark of its entry, by which the point after it knows it.
+    pub mark: Digest,
     /// When the store received it, by the store's clock.
     pub stored: Timestamp,
     /// What leads from its parent to it, in the order in which it applies.
@@ -150,43 +158,49 @@ impl Catalogue {
     }
 }
 
-/// The bytes of a catalogue.
-pub fn encode(catalogue: &Catalogue) -> Result<Bytes> {
+/// The bytes of `catalogue`, which is the object `named`.
+pub fn encode(named: &Named, catalogue: &Catalogue) -> Result<Bytes> {
     let unwritable = |e: &dyn std::fmt::Display| {
-        Error::new(Kind::InvalidInput, &catalogue.machine, format!("cannot write the catalogue: {e}"))
+        Error::new(Kind::InvalidInput, &named.object, format!("cannot write the catalogue: {e}"))
     };
+    let (salt, units) = named.sealer()?;
     let body = serde_json::to_vec(catalogue).map_err(|e| unwritable(&e))?;
-    let body = zstd::bulk::compress(&body, 3).map_err(|e| unwritable(&e))?;
-    let mut out = Vec::with_capacity(PREFIX_LEN + body.len() + SEAL_LEN);
+    let body = units.seal(DIRECTORY, zstd::bulk::compress(&body, 3).map_err(|e| unwritable(&e))?)?;
+    let mut out = Vec::with_capacity(64 + body.len() + SEAL_LEN);
     out.extend_from_slice(&MAGIC);
+    out.push(if salt.is_some() { SEALED } else { PLAIN });
     out.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    out.extend(salt.iter().flat_map(|salt| salt.0));
     out.extend_from_slice(&body);
     let seal = sha256(&out);
     out.extend_from_slice(&seal);
     Ok(out.into())
 }
 
-/// Reads a catalogue. `object` names it in errors.
-pub fn decode(object: &str, bytes: &[u8]) -> Result<Catalogue> {
-    let corrupt = |what: &str| Error::corrupt(object, format!("cannot read the catalogue: {what}"));
-    let prefix = bytes.get(..PREFIX_LEN).ok_or_else(|| corrupt("it is shorter than any catalogue"))?;
-    if prefix[..7] != MAGIC[..7] {
+/// Reads the catalogue `named`.
+pub fn decode(named: &Named, bytes: &[u8]) -> Result<Catalogue> {
+    let corrupt = |what: &str| Error::corrupt(&named.object, format!("cannot read the catalogue: {what}"));
+    let short = || corrupt("it is shorter than any catalogue");
+    let (prefix, rest) = bytes.split_first_chunk::<PREFIX_LEN>().ok_or_else(short)?;
+    if prefix[..7] != MAGIC {
         return Err(corrupt("this is no catalogue"));
     }
-    if prefix[7] != MAGIC[7] {
-        return Err(corrupt("this catalogue has a version that this program does not know"));
-    }
+    let (salt, rest) = match prefix[7] {
+        PLAIN => (None, rest),
+        SEALED => rest.split_first_chunk().map(|(salt, rest)| (Some(Salt(*salt)), rest)).ok_or_else(short)?,
+        _ => return Err(corrupt("this catalogue has a version that this program does not know")),
+    };
+    let (body, seal) = rest.split_last_chunk::<SEAL_LEN>().ok_or_else(short)?;
     let mut len = [0; 8];
     len.copy_from_slice(&prefix[8..]);
-    let body_end = (bytes.len() - PREFIX_LEN)
-        .checked_sub(SEAL_LEN)
-        .filter(|body| *body as u64 == u64::from_le_bytes(len))
-        .map(|body| PREFIX_LEN + body)
-        .ok_or_else(|| corrupt("its length is not what it states"))?;
-    if sha256(&bytes[..body_end]) != bytes[body_end..] {
+    if body.len() as u64 != u64::from_le_bytes(len) {
+        return Err(corrupt("its length is not what it states"));
+    }
+    if sha256(&bytes[..bytes.len() - SEAL_LEN]) != *seal {
         return Err(corrupt("it does not match its SHA-256"));
     }
-    let catalogue = unpack(&bytes[PREFIX_LEN..body_end]).map_err(|e| corrupt(&e.to_string()))?;
+    let body = named.opener(salt)?.open(&named.object, DIRECTORY, body)?;
+    let catalogue = unpack(&body).map_err(|e| corrupt(&e.to_string()))?;
     check(&catalogue).map_err(corrupt)?;
     Ok(catalogue)
 }
@@ -248,7 +262,7 @@ pub async fn newest(vault: &Vault, machine: &str) -> Result<Catalogue> {
 pub async fn read(vault: &Vault, machine: &str, number: u64) -> Result<Catalogue> {
     let key = keys::catalogue(machine, number);
     let object = vault.store.name_of(&key);
-    let catalogue = decode(&object, &vault.store.get(&key, LIMIT).await?)?;
+    let catalogue = decode(&vault.named(&key), &vault.store.get(&key, LIMIT).await?)?;
     if catalogue.machine != machine || catalogue.number != number {
         let message = format!(
             "says that it is catalogue {} of {}: objects were moved",
@@ -264,7 +278,7 @@ pub async fn read(vault: &Vault, machine: &str, number: u64) -> Result<Catalogue
 /// It must have been made from the newest of its time by [`Catalogue::next`].
 pub async fn publish(vault: &Vault, catalogue: &Catalogue) -> Result<bool> {
     let key = keys::catalogue(&catalogue.machine, catalogue.number);
-    let bytes = encode(catalogue)?;
+    let bytes = encode(&vault.named(&key), catalogue)?;
     match durable::request(Step::CataloguePut, Op::Put, vault.store.create(&key, bytes.into())).await {
         Ok(()) => Ok(true),
         Err(e) if e.kind == Kind::Exists => match read(vault, &catalogue.machine, catalogue.number).await {

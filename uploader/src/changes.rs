@@ -14,6 +14,7 @@ use nbd_proxy::log::SegmentReader;
 use nbd_proxy::tracking::{Cut, CutDisk, SegmentRef};
 use nbd_proxy::{Error, Result};
 
+use crate::cipher::Cipher;
 use crate::delta::writer::frame_size;
 use crate::delta::{DeltaWriter, Encoded};
 use crate::intervals::{self, IntervalMap};
@@ -42,12 +43,17 @@ impl intervals::Source for Written {
 
 /// Packs what `cut` holds and hands each finished delta to `sink`, in the order in which they apply (any order would
 /// do: their addresses are disjoint). Nothing changed, nothing handed on.
-pub fn pack(cut: &Cut, sink: &mut dyn FnMut(Encoded) -> Result<()>) -> Result<()> {
-    pack_bounded(cut, RANGES_MAX, sink)
+pub fn pack(cut: &Cut, cipher: &Cipher, sink: &mut dyn FnMut(Encoded) -> Result<()>) -> Result<()> {
+    pack_bounded(cut, cipher, RANGES_MAX, sink)
 }
 
-fn pack_bounded(cut: &Cut, ranges_max: usize, sink: &mut dyn FnMut(Encoded) -> Result<()>) -> Result<()> {
-    let mut packer = Packer { writer: None, sink };
+fn pack_bounded(
+    cut: &Cut,
+    cipher: &Cipher,
+    ranges_max: usize,
+    sink: &mut dyn FnMut(Encoded) -> Result<()>,
+) -> Result<()> {
+    let mut packer = Packer { cipher, writer: None, sink };
     for disk in &cut.disks {
         let mut from = 0;
         while let Some(start) = (from < disk.size).then_some(from) {
@@ -95,6 +101,7 @@ fn outside(segment: &SegmentRef, offset: u64, len: u64) -> Error {
 }
 
 struct Packer<'a> {
+    cipher: &'a Cipher,
     writer: Option<DeltaWriter>,
     sink: &'a mut dyn FnMut(Encoded) -> Result<()>,
 }
@@ -108,7 +115,7 @@ impl Packer<'_> {
         let mut buffer = Vec::new();
         for (offset, len, written) in map.iter() {
             match *written {
-                Written::Zero => self.writer(disk, frame).zero(offset, len)?,
+                Written::Zero => self.writer(disk, frame)?.zero(offset, len)?,
                 Written::Data { segment, at } => {
                     let index = segment as usize;
                     let path = &disk.segments[index].path;
@@ -123,7 +130,7 @@ impl Packer<'_> {
                         buffer.resize(size, 0);
                         let read = file.read_exact_at(&mut buffer, at + start);
                         read.map_err(|e| Error::io("read the segment", path, e))?;
-                        self.writer(disk, frame).data(offset + start, &buffer)?;
+                        self.writer(disk, frame)?.data(offset + start, &buffer)?;
                         self.hand_on_if_full()?;
                     }
                 }
@@ -133,10 +140,14 @@ impl Packer<'_> {
         Ok(())
     }
 
-    fn writer(&mut self, disk: &CutDisk, frame: usize) -> &mut DeltaWriter {
-        let writer = self.writer.get_or_insert_with(|| DeltaWriter::new(frame));
+    fn writer(&mut self, disk: &CutDisk, frame: usize) -> Result<&mut DeltaWriter> {
+        let writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => DeltaWriter::new(frame, self.cipher)?,
+        };
+        let writer = self.writer.insert(writer);
         writer.begin_disk(&disk.name);
-        writer
+        Ok(writer)
     }
 
     fn hand_on_if_full(&mut self) -> Result<()> {

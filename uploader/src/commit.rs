@@ -29,9 +29,10 @@ use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 
 use crate::delta::Encoded;
+use crate::digest::Digest;
 use crate::keys;
 use crate::line::{Appended, Line};
-use crate::point::{self, DeltaRef, Header};
+use crate::point::{self, DeltaRef, Entry, Header};
 use crate::vault::Vault;
 
 /// Proof that a delta is durable in the vault. Not clonable: each is named by one point.
@@ -54,6 +55,7 @@ impl Uploaded {
 #[derive(Debug)]
 pub struct Committed {
     header: Header,
+    mark: Digest,
     deltas: Vec<DeltaRef>,
 }
 
@@ -61,6 +63,11 @@ impl Committed {
     /// What the point says about itself.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Tells the entry from any other of the same number.
+    pub fn mark(&self) -> Digest {
+        self.mark
     }
 
     /// Whether the entry consists, among others, of all of `deltas`.
@@ -81,15 +88,15 @@ pub enum Outcome {
 
 /// Puts a delta of `machine`, made for entry `number`, into the vault.
 pub async fn upload(vault: &Vault, machine: &str, number: u64, delta: Encoded) -> Result<Uploaded> {
-    let name = keys::new_delta(number);
+    let name = keys::new_delta(number, delta.salt);
     let key = keys::delta(machine, &name);
     durable::request(Step::DeltaPut, Op::Put, vault.store.put(&key, delta.payload())).await?;
-    Ok(Uploaded(DeltaRef { name: Some(name), size: delta.size, logical: delta.logical, index: delta.index }))
+    Ok(Uploaded(DeltaRef::to(&delta, Some(name))))
 }
 
 /// The line of `machine` in `vault`.
 pub fn line(vault: &Vault, machine: &str) -> Line {
-    Line::new(vault.store.clone(), keys::line_folder(machine), point::owner_of)
+    Line::new(vault.store.clone(), vault.cipher.clone(), keys::line_folder(machine), point::owner_of)
 }
 
 /// Appends the entry that `header` describes, consisting of `deltas` and then `embedded`.
@@ -102,14 +109,15 @@ pub async fn append(
     let mut header = header;
     let mut list: Vec<DeltaRef> = deltas.iter().map(|uploaded| uploaded.0.clone()).collect();
     if let Some(delta) = embedded {
-        list.push(DeltaRef { name: None, size: delta.size, logical: delta.logical, index: delta.index });
+        list.push(DeltaRef::to(delta, None));
     }
     header.bytes = list.iter().map(|delta| delta.size).sum();
     header.logical = list.iter().map(|delta| delta.logical).sum();
-    let entry = point::encode(&header, &list, embedded)?;
+    let entry = point::encode(&line.named(header.number), &header, &list, embedded)?;
+    let mark = point::mark(&line.key(header.number), &entry)?;
     let (number, owner) = (header.number, header.owner());
     match line.append(number, owner, entry).await? {
-        Appended::Created => Ok(Outcome::Committed(Committed { header, deltas: list })),
+        Appended::Created => Ok(Outcome::Committed(Committed { header, mark, deltas: list })),
         there => settle(line, number, there).map(Outcome::Adopted),
     }
 }
@@ -118,8 +126,9 @@ pub async fn append(
 pub fn settle(line: &Line, number: u64, there: Appended) -> Result<Committed> {
     match there {
         Appended::Ours(bytes) => {
-            let header = read(line, number, &bytes)?;
-            Ok(Committed { header, deltas: point::decode(&line.key(number), &bytes)?.deltas })
+            read(line, number, &bytes)?;
+            let Entry { header, mark, deltas, .. } = point::decode(&line.named(number), &bytes)?;
+            Ok(Committed { header, mark, deltas })
         }
         Appended::Foreign(bytes) => Err(fenced(&read(line, number, &bytes)?)),
         Appended::Created => Err(Error::new(Kind::InvalidInput, line.key(number), "was not there before")),
@@ -128,11 +137,11 @@ pub fn settle(line: &Line, number: u64, there: Appended) -> Result<Committed> {
 
 /// Reads the header of a line's entry and checks that it stands where it says.
 pub fn read(line: &Line, number: u64, bytes: &Bytes) -> Result<Header> {
-    let key = line.key(number);
-    let header = point::decode_header(&key, bytes)?;
+    let named = line.named(number);
+    let header = point::decode_header(&named, bytes)?;
     if header.number != number {
         let message = format!("says that it is entry {}: objects were moved or swapped", header.number);
-        return Err(Error::corrupt(key, message));
+        return Err(Error::corrupt(named.object, message));
     }
     Ok(header)
 }

@@ -7,6 +7,7 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::Serialize;
 
 use crate::catalogue::{self, Catalogue};
+use crate::cipher::Named;
 use crate::delta::reader;
 use crate::delta::{Index, IndexRef};
 use crate::digest::hex;
@@ -67,34 +68,33 @@ pub struct EntrySummary {
 /// Takes the file at `path` apart.
 pub fn describe(path: &Path) -> Result<Description> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    decode(&path.display().to_string(), &bytes)
+    decode(&Named::plain(&path.display().to_string()), &bytes)
 }
 
-/// Takes `bytes` apart; `object` names them in errors. Takes arbitrary bytes.
-pub fn decode(object: &str, bytes: &[u8]) -> Result<Description> {
+/// Takes the object `named` apart. Takes arbitrary bytes.
+pub fn decode(named: &Named, bytes: &[u8]) -> Result<Description> {
+    let object = &named.object;
     match bytes.get(..7) {
-        Some(start) if *start == crate::delta::format::MAGIC[..7] => {
-            delta(object, bytes).map(Description::Delta)
-        }
-        Some(start) if *start == point::MAGIC[..7] => {
-            let entry = point::decode(object, bytes)?;
+        Some(start) if *start == crate::delta::format::MAGIC => delta(named, bytes).map(Description::Delta),
+        Some(start) if *start == point::MAGIC => {
+            let entry = point::decode(named, bytes)?;
             let embedded = &bytes[entry.embedded.clone()];
-            let embedded = if embedded.is_empty() { None } else { Some(delta(object, embedded)?) };
+            let embedded = if embedded.is_empty() { None } else { Some(delta(named, embedded)?) };
             let (header, deltas) = (entry.header, entry.deltas);
             Ok(Description::Entry(Box::new(EntrySummary { header, deltas, embedded })))
         }
         Some(start) if *start == catalogue::MAGIC[..7] => {
-            catalogue::decode(object, bytes).map(|catalogue| Description::Catalogue(Box::new(catalogue)))
+            catalogue::decode(named, bytes).map(|catalogue| Description::Catalogue(Box::new(catalogue)))
         }
         _ => {
             let message = "is neither a delta nor an entry of a line nor a catalogue";
-            Err(Error::new(Kind::InvalidInput, object, message).remedy("name a file from a vault"))
+            Err(Error::new(Kind::InvalidInput, object.as_str(), message).remedy("name a file from a vault"))
         }
     }
 }
 
-fn delta(object: &str, bytes: &[u8]) -> Result<DeltaSummary> {
-    let (index_ref, index) = reader::check(object, bytes)?;
+fn delta(named: &Named, bytes: &[u8]) -> Result<DeltaSummary> {
+    let (index_ref, index) = reader::check(&named.object, &named.cipher, bytes)?;
     let Index { frames, disks, .. } = index;
     let summary = |(name, extents): (String, Vec<crate::delta::Extent>)| {
         let sum =

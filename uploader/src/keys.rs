@@ -17,7 +17,8 @@ use std::str::FromStr;
 
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+
+use crate::cipher::Salt;
 
 /// The vault's marker.
 pub const MARKER: &str = "lifeboat.json";
@@ -59,9 +60,9 @@ pub fn delta_folder(machine: &str) -> String {
     format!("{MACHINES}/{machine}/deltas")
 }
 
-/// A name, never used before, for a delta meant for entry `number`.
-pub fn new_delta(number: u64) -> String {
-    format!("{number:020}-{}", Uuid::new_v4().simple())
+/// A name, never used before, for a delta meant for entry `number`; that of an encrypted one says its salt.
+pub fn new_delta(number: u64, salt: Option<Salt>) -> String {
+    format!("{number:020}-{}", salt.unwrap_or_else(Salt::draw))
 }
 
 /// The full name of the delta `name` of `machine`.

@@ -12,6 +12,8 @@ pub mod blockmap;
 pub mod catalogue;
 pub mod changes;
 pub mod check;
+pub mod cipher;
+pub mod clock;
 pub mod commit;
 pub mod delta;
 pub mod digest;
@@ -30,6 +32,7 @@ pub mod restore;
 pub mod retention;
 pub mod source;
 pub mod store;
+pub mod usage;
 pub mod vault;
 
 #[cfg(test)]

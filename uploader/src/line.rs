@@ -17,6 +17,7 @@ use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Kind, Result};
 use uuid::Uuid;
 
+use crate::cipher::{Cipher, Named};
 use crate::keys;
 use crate::store::{self, Store};
 
@@ -43,26 +44,33 @@ pub enum Appended {
     Foreign(Bytes),
 }
 
-/// Reads an entry's owner out of its bytes; the name is for errors.
-pub type OwnerOf = fn(name: &str, entry: &[u8]) -> Result<Owner>;
+/// Reads an entry's owner out of its bytes.
+pub type OwnerOf = fn(name: &Named, entry: &[u8]) -> Result<Owner>;
 
 /// One machine's line.
 #[derive(Clone, Debug)]
 pub struct Line {
     store: Store,
+    cipher: Cipher,
     folder: String,
     owner_of: OwnerOf,
 }
 
 impl Line {
-    /// The line in `folder` of `store`.
-    pub fn new(store: Store, folder: String, owner_of: OwnerOf) -> Self {
-        Self { store, folder, owner_of }
+    /// The line in `folder` of `store`, whose entries `cipher` seals.
+    pub fn new(store: Store, cipher: Cipher, folder: String, owner_of: OwnerOf) -> Self {
+        Self { store, cipher, folder, owner_of }
     }
 
     /// The name of entry `number`.
     pub fn key(&self, number: u64) -> String {
         keys::line_entry(&self.folder, number)
+    }
+
+    /// Entry `number`, to be sealed or opened.
+    pub fn named(&self, number: u64) -> Named {
+        let key = self.key(number);
+        Named { cipher: self.cipher.clone(), object: self.store.name_of(&key), key }
     }
 
     /// Tries to make `entry` the line's entry `number`.
@@ -86,7 +94,7 @@ impl Line {
     }
 
     fn resolve(&self, number: u64, owner: Owner, there: Bytes) -> Result<Appended> {
-        let theirs = (self.owner_of)(&self.store.name_of(&self.key(number)), &there)?;
+        let theirs = (self.owner_of)(&self.named(number), &there)?;
         Ok(if theirs == owner { Appended::Ours(there) } else { Appended::Foreign(there) })
     }
 

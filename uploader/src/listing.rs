@@ -278,7 +278,7 @@ pub(crate) async fn header(vault: &Vault, machine: &str, number: u64) -> Result<
     if end > start.len() && start.len() as u64 == HEADER_GUESS {
         start = vault.store.get_range(&key, 0..end as u64).await?;
     }
-    let header = point::decode_header(&object, &start)?;
+    let header = point::decode_header(&vault.named(&key), &start)?;
     if header.number != number || header.machine != machine {
         let message = format!("says that it is {} of {}: objects were moved", header.id(), header.machine);
         return Err(Error::corrupt(object, message));

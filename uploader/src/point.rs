@@ -1,16 +1,22 @@
-//! An entry of a machine's line, version 1: a point, or the claim that begins a generation. Numbers are little-endian.
+//! An entry of a machine's line, version 1 (plain) and 2 (encrypted): a point, or the claim that begins a generation. Numbers
+//! are little-endian.
 //!
 //! ```text
 //! prefix   8  "LBENTRY" and the version
 //!          4  length of the header       4  length of the list of deltas, as stored
 //!          8  length of the embedded delta, or zero
 //!          8  zero
-//!         16  digest of the 32 bytes before and the header
+//!         16  version 2: the salt
+//!         16  mark of what stands before, and the header
 //! header      JSON: see `Header`
-//! deltas      zstd of JSON: a list of `DeltaRef`, in the order in which they apply
+//! deltas      zstd of JSON: a list of `DeltaRef`, in the order in which they apply; version 2: sealed
 //! embedded    a delta, byte for byte as it would be as an object
 //! seal    32  SHA-256 of everything before
 //! ```
+//!
+//! The *mark* is a digest in version 1. In version 2 it is a [mark](crate::cipher) under the entry's own key: the header is
+//! readable by everybody and nobody can change it. A point names its parent's mark, so that no other entry can
+//! stand in for it: not even one that this writer sealed for the same number and then gave up.
 //!
 //! The header can be read, and believed, from the entry's first bytes alone: that is what listings do. A point is its
 //! parent with its deltas applied, newest write winning; a disk marked *whole* needs nothing of the parent. A claim
@@ -26,14 +32,19 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::cipher::{DIRECTORY, HEADER, Named, Salt, Units};
 use crate::delta::{Encoded, IndexRef};
 use crate::digest::{Digest, sha256};
 use crate::keys::PointId;
 use crate::line::Owner;
 
-/// The first bytes of every entry; the last of them is the version.
-pub const MAGIC: [u8; 8] = *b"LBENTRY\x01";
-const PREFIX_LEN: usize = 48;
+/// The first bytes of every entry, but for the version that follows.
+pub const MAGIC: [u8; 7] = *b"LBENTRY";
+const PLAIN: u8 = 1;
+const SEALED: u8 = 2;
+/// Length of the prefix before its salt and mark.
+const FIELDS_LEN: usize = 32;
+const MARK_LEN: usize = 16;
 const SEAL_LEN: usize = 32;
 const HEADER_MAX: usize = 16 << 20;
 const LIST_MAX: u64 = 256 << 20;
@@ -111,6 +122,9 @@ pub struct Header {
     pub kind: EntryKind,
     /// The point before it, or the point its generation forks from.
     pub parent: Option<PointId>,
+    /// The parent's mark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_mark: Option<Digest>,
     /// The instant of the cut, by the proxy's clock; of the claim, by the writer's.
     pub time: Timestamp,
     /// The machine's disks at that instant.
@@ -154,6 +168,16 @@ pub struct DeltaRef {
     pub logical: u64,
     /// Where its index is.
     pub index: IndexRef,
+    /// What it is sealed under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<Salt>,
+}
+
+impl DeltaRef {
+    /// Names `delta`, which is the object `name`, or embedded.
+    pub fn to(delta: &Encoded, name: Option<String>) -> Self {
+        Self { name, size: delta.size, logical: delta.logical, index: delta.index, salt: delta.salt }
+    }
 }
 
 /// A whole entry, verified.
@@ -161,31 +185,41 @@ pub struct DeltaRef {
 pub struct Entry {
     /// What it says about itself.
     pub header: Header,
+    /// Tells it from any other of the same name.
+    pub mark: Digest,
     /// Its deltas, in the order in which they apply.
     pub deltas: Vec<DeltaRef>,
     /// Where in the entry the embedded delta is; empty if there is none.
     pub embedded: Range<usize>,
 }
 
-/// The bytes of an entry.
-pub fn encode(header: &Header, deltas: &[DeltaRef], embedded: Option<&Encoded>) -> Result<Bytes> {
+/// The bytes of the entry `named`.
+pub fn encode(
+    named: &Named,
+    header: &Header,
+    deltas: &[DeltaRef],
+    embedded: Option<&Encoded>,
+) -> Result<Bytes> {
     let unwritable = |e: &dyn std::fmt::Display| {
         Error::new(Kind::InvalidInput, header.id().to_string(), format!("cannot write the entry: {e}"))
     };
+    let (salt, units) = named.sealer()?;
     let head = serde_json::to_vec(header).map_err(|e| unwritable(&e))?;
     let list = serde_json::to_vec(deltas).map_err(|e| unwritable(&e))?;
-    let list = zstd::bulk::compress(&list, 3).map_err(|e| unwritable(&e))?;
+    let list = units.seal(DIRECTORY, zstd::bulk::compress(&list, 3).map_err(|e| unwritable(&e))?)?;
     let embedded = embedded.map(Encoded::to_vec).unwrap_or_default();
     let len = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|e| unwritable(&e));
 
-    let mut out = Vec::with_capacity(PREFIX_LEN + head.len() + list.len() + embedded.len() + SEAL_LEN);
+    let mut out = Vec::with_capacity(128 + head.len() + list.len() + embedded.len());
     out.extend_from_slice(&MAGIC);
+    out.push(if salt.is_some() { SEALED } else { PLAIN });
     out.extend_from_slice(&len(&head)?.to_le_bytes());
     out.extend_from_slice(&len(&list)?.to_le_bytes());
     out.extend_from_slice(&(embedded.len() as u64).to_le_bytes());
     out.extend_from_slice(&[0; 8]);
-    let digest = header_digest(&out, &head);
-    out.extend_from_slice(&digest.0);
+    out.extend(salt.iter().flat_map(|salt| salt.0));
+    let mark = units.mark(HEADER, &[&out[..], &head].concat())?;
+    out.extend_from_slice(&mark.0);
     out.extend_from_slice(&head);
     out.extend_from_slice(&list);
     out.extend_from_slice(&embedded);
@@ -194,51 +228,68 @@ pub fn encode(header: &Header, deltas: &[DeltaRef], embedded: Option<&Encoded>) 
     Ok(out.into())
 }
 
-fn header_digest(prefix: &[u8], header: &[u8]) -> Digest {
-    Digest::of(&[prefix, header].concat())
-}
-
-/// The lengths that an entry's prefix states.
+/// What an entry's prefix states.
 struct Prefix {
+    salt: Option<Salt>,
+    mark: Digest,
+    /// Where the header begins.
+    end: usize,
     header: usize,
     list: usize,
     embedded: usize,
 }
 
 fn decode_prefix(bytes: &[u8]) -> Result<Prefix, &'static str> {
-    let prefix = bytes.get(..PREFIX_LEN).ok_or("it is shorter than any entry")?;
-    if prefix[..7] != MAGIC[..7] {
+    const SHORT: &str = "it is shorter than any entry";
+    let fields = bytes.get(..FIELDS_LEN).ok_or(SHORT)?;
+    if fields[..7] != MAGIC {
         return Err("this is no entry of a line");
     }
-    if prefix[7] != MAGIC[7] {
-        return Err("this entry has a version that this program does not know");
-    }
+    let salt = match fields[7] {
+        PLAIN => None,
+        SEALED => Some(Salt(*bytes[FIELDS_LEN..].first_chunk().ok_or(SHORT)?)),
+        _ => return Err("this entry has a version that this program does not know"),
+    };
+    let mark_at = FIELDS_LEN + salt.map_or(0, |salt| salt.0.len());
+    let mark = Digest(*bytes.get(mark_at..).and_then(<[u8]>::first_chunk).ok_or(SHORT)?);
     let (mut header, mut list, mut embedded) = ([0; 4], [0; 4], [0; 8]);
-    header.copy_from_slice(&prefix[8..12]);
-    list.copy_from_slice(&prefix[12..16]);
-    embedded.copy_from_slice(&prefix[16..24]);
+    header.copy_from_slice(&fields[8..12]);
+    list.copy_from_slice(&fields[12..16]);
+    embedded.copy_from_slice(&fields[16..24]);
     let (header, list) = (u32::from_le_bytes(header).into(), u32::from_le_bytes(list).into());
     let size =
         |n: u64| usize::try_from(n).ok().filter(|n| *n <= 1 << 40).ok_or("it states an impossible length");
-    let prefix =
-        Prefix { header: size(header)?, list: size(list)?, embedded: size(u64::from_le_bytes(embedded))? };
+    let (header, list, embedded) = (size(header)?, size(list)?, size(u64::from_le_bytes(embedded))?);
+    let prefix = Prefix { salt, mark, end: mark_at + MARK_LEN, header, list, embedded };
     if prefix.header > HEADER_MAX { Err("it states an impossible length") } else { Ok(prefix) }
 }
 
 /// How many bytes from an entry's start suffice for [`decode_header`], given its first bytes.
 pub fn header_end(object: &str, start: &[u8]) -> Result<usize> {
     let prefix = decode_prefix(start).map_err(|what| unreadable(object, what))?;
-    Ok(PREFIX_LEN + prefix.header)
+    Ok(prefix.end + prefix.header)
 }
 
-/// Reads the header out of an entry's first bytes. `object` names the entry in errors.
-pub fn decode_header(object: &str, start: &[u8]) -> Result<Header> {
-    let corrupt = |what: &str| unreadable(object, what);
-    let prefix = decode_prefix(start).map_err(corrupt)?;
-    let header =
-        start.get(PREFIX_LEN..PREFIX_LEN + prefix.header).ok_or_else(|| corrupt("its header is cut off"))?;
-    if header_digest(&start[..32], header).0 != start[32..PREFIX_LEN] {
-        return Err(corrupt("its header does not match its digest"));
+/// The mark in an entry's first bytes, unchecked.
+pub fn mark(object: &str, start: &[u8]) -> Result<Digest> {
+    decode_prefix(start).map(|prefix| prefix.mark).map_err(|what| unreadable(object, what))
+}
+
+/// Reads the header out of the first bytes of the entry `named`.
+pub fn decode_header(named: &Named, start: &[u8]) -> Result<Header> {
+    let prefix = decode_prefix(start).map_err(|what| unreadable(&named.object, what))?;
+    checked_header(named, &prefix, &named.opener(prefix.salt)?, start)
+}
+
+fn checked_header(named: &Named, prefix: &Prefix, units: &Units, start: &[u8]) -> Result<Header> {
+    let corrupt = |what: &str| unreadable(&named.object, what);
+    let header = start.get(prefix.end..prefix.end + prefix.header);
+    let header = header.ok_or_else(|| corrupt("its header is cut off"))?;
+    let marked = [&start[..prefix.end - MARK_LEN], header].concat();
+    if !units.is_marked(HEADER, &marked, prefix.mark) {
+        return Err(corrupt(
+            "its header does not match its mark: it was changed, or belongs under another name",
+        ));
     }
     serde_json::from_slice(header).map_err(|e| corrupt(&format!("its header: {e}")))
 }
@@ -246,26 +297,32 @@ pub fn decode_header(object: &str, start: &[u8]) -> Result<Header> {
 /// How many bytes from an entry's start suffice for [`decode_start`], given its first bytes.
 pub fn list_end(object: &str, start: &[u8]) -> Result<usize> {
     let prefix = decode_prefix(start).map_err(|what| unreadable(object, what))?;
-    Ok(PREFIX_LEN + prefix.header + prefix.list)
+    Ok(prefix.end + prefix.header + prefix.list)
 }
 
-/// Reads what an entry says about itself and which deltas it consists of out of its first bytes. The list is not
-/// covered by the header's digest: it says what an entry means to have, and nothing is read by it.
-pub fn decode_start(object: &str, start: &[u8]) -> Result<(Header, Vec<DeltaRef>)> {
-    let header = decode_header(object, start)?;
-    let prefix = decode_prefix(start).map_err(|what| unreadable(object, what))?;
-    let list_at = PREFIX_LEN + prefix.header;
+/// Reads what the entry `named` says about itself and which deltas it consists of out of its first bytes. Without
+/// encryption nothing guards the list there: it says what the entry means to have, and nothing is read by it.
+pub fn decode_start(named: &Named, start: &[u8]) -> Result<(Header, Vec<DeltaRef>)> {
+    let corrupt = |what: &str| unreadable(&named.object, what);
+    let prefix = decode_prefix(start).map_err(corrupt)?;
+    let units = named.opener(prefix.salt)?;
+    let header = checked_header(named, &prefix, &units, start)?;
+    let list_at = prefix.end + prefix.header;
     let list = start.get(list_at..list_at + prefix.list);
-    let list = list.ok_or_else(|| unreadable(object, "its list of deltas is cut off"))?;
-    let list = decode_list(list).map_err(|e| unreadable(object, &format!("its list of deltas: {e}")))?;
+    let list = units.open(
+        &named.object,
+        DIRECTORY,
+        list.ok_or_else(|| corrupt("its list of deltas is cut off"))?,
+    )?;
+    let list = decode_list(&list).map_err(|e| corrupt(&format!("its list of deltas: {e}")))?;
     Ok((header, list))
 }
 
-/// Reads a whole entry. `object` names it in errors.
-pub fn decode(object: &str, bytes: &[u8]) -> Result<Entry> {
-    let corrupt = |what: &str| unreadable(object, what);
+/// Reads the whole entry `named`.
+pub fn decode(named: &Named, bytes: &[u8]) -> Result<Entry> {
+    let corrupt = |what: &str| unreadable(&named.object, what);
     let prefix = decode_prefix(bytes).map_err(corrupt)?;
-    let list_at = PREFIX_LEN + prefix.header;
+    let list_at = prefix.end + prefix.header;
     let embedded_at = list_at + prefix.list;
     let seal_at = embedded_at + prefix.embedded;
     if bytes.len() != seal_at + SEAL_LEN {
@@ -274,14 +331,16 @@ pub fn decode(object: &str, bytes: &[u8]) -> Result<Entry> {
     if sha256(&bytes[..seal_at]) != bytes[seal_at..] {
         return Err(corrupt("it does not match its SHA-256"));
     }
-    let header = decode_header(object, bytes)?;
-    let deltas: Vec<DeltaRef> = decode_list(&bytes[list_at..embedded_at])
-        .map_err(|e| corrupt(&format!("its list of deltas: {e}")))?;
+    let units = named.opener(prefix.salt)?;
+    let header = checked_header(named, &prefix, &units, bytes)?;
+    let list = units.open(&named.object, DIRECTORY, &bytes[list_at..embedded_at])?;
+    let deltas: Vec<DeltaRef> =
+        decode_list(&list).map_err(|e| corrupt(&format!("its list of deltas: {e}")))?;
     let embedded = deltas.iter().filter(|delta| delta.name.is_none()).map(|delta| delta.size);
     if embedded.sum::<u64>() != prefix.embedded as u64 {
         return Err(corrupt("its list does not describe what is embedded"));
     }
-    Ok(Entry { header, deltas, embedded: embedded_at..seal_at })
+    Ok(Entry { header, mark: prefix.mark, deltas, embedded: embedded_at..seal_at })
 }
 
 fn decode_list(stored: &[u8]) -> std::io::Result<Vec<DeltaRef>> {
@@ -291,8 +350,8 @@ fn decode_list(stored: &[u8]) -> std::io::Result<Vec<DeltaRef>> {
 }
 
 /// The owner of an entry, for the line.
-pub fn owner_of(object: &str, entry: &[u8]) -> Result<Owner> {
-    decode_header(object, entry).map(|header| header.owner())
+pub fn owner_of(named: &Named, entry: &[u8]) -> Result<Owner> {
+    decode_header(named, entry).map(|header| header.owner())
 }
 
 fn unreadable(object: &str, what: &str) -> Error {

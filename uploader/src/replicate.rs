@@ -54,8 +54,9 @@ use crate::source::Source;
 use crate::store::StoreConfig;
 use crate::vault::{Encryption, Vault};
 
+pub use crate::clock::Clock;
 pub use status::{DiskState, DiskStatus, Health, Phase, Status};
-pub use window::{Clock, ResyncWindow};
+pub use window::ResyncWindow;
 
 /// What the loop of one machine needs to know.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@
 //! The library below retries a little by itself (seconds); the long retries are the replication loop's.
 
 mod errors;
+pub mod limit;
 mod open;
 mod versions;
 
@@ -25,6 +26,7 @@ use object_store::{
 };
 use serde::{Deserialize, Serialize};
 
+use limit::Limit;
 pub use open::{StoreConfig, open};
 
 /// Requests made and bytes moved.
@@ -121,13 +123,20 @@ pub struct Store {
     url: Arc<str>,
     /// Conditional writes are relied on.
     conditional: bool,
+    limit: Option<Arc<Limit>>,
     counters: Arc<Counters>,
 }
 
 impl Store {
     /// Wraps `inner`; `url` is how errors name it.
     pub fn new(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { inner, url: url.trim_end_matches('/').into(), conditional: true, counters: Arc::default() }
+        Self {
+            inner,
+            url: url.trim_end_matches('/').into(),
+            conditional: true,
+            limit: None,
+            counters: Arc::default(),
+        }
     }
 
     /// The same store, of which conditional writes are not expected: a name is looked up before it is written. Right as long as nobody else
@@ -135,6 +144,12 @@ impl Store {
     #[must_use]
     pub fn unconditional(self) -> Self {
         Self { conditional: false, ..self }
+    }
+
+    /// The same store, written to no faster than `limit` allows.
+    #[must_use]
+    pub fn limited(self, limit: Arc<Limit>) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 
     /// Whether conditional writes are relied on.
@@ -193,6 +208,9 @@ impl Store {
     async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<()> {
         self.counters.puts.fetch_add(1, Relaxed);
         let len = payload.content_length() as u64;
+        if let Some(limit) = &self.limit {
+            limit.take(len).await;
+        }
         let options = PutOptions { mode, ..PutOptions::default() };
         let put = self.inner.put_opts(&Path::from(key), payload, options).await;
         put.map_err(|e| self.error("write", key, e))?;

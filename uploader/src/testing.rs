@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use object_store::memory::InMemory;
 
 use crate::blockmap::{self, BlockMap, Held};
+use crate::cipher::{Cipher, DataKey};
 use crate::keys::PointId;
 use crate::store::Store;
 use crate::vault::{Encryption, Vault};
@@ -64,13 +65,25 @@ pub(crate) fn between_reads(disk: &str) {
     hook.into_iter().for_each(|hook| hook());
 }
 
-/// A vault in memory.
+/// A vault in memory, encrypted as vaults should be.
 pub(crate) async fn memory_vault() -> Vault {
     vault_in(Arc::new(InMemory::new())).await
 }
 
+/// The cipher of encrypted test vaults.
+pub(crate) fn test_cipher() -> Cipher {
+    Cipher::aes(DataKey::new([42; 32].into()))
+}
+
 pub(crate) async fn vault_in(store: Arc<dyn object_store::ObjectStore>) -> Vault {
-    Vault::at_or_create(Store::new(store, "memory://test"), Encryption::None).await.unwrap()
+    let vault = Vault::at_or_create(Store::new(store, "memory://test"), Encryption::None).await.unwrap();
+    Vault { cipher: test_cipher(), ..vault }
+}
+
+/// With an odd seed a vault is encrypted, with an even one it is not.
+pub(crate) fn by_seed(vault: Vault, seed: u64) -> Vault {
+    let cipher = if seed.is_multiple_of(2) { Cipher::None } else { test_cipher() };
+    Vault { cipher, ..vault }
 }
 
 /// What `point` says of each disk, byte by byte, every frame verified.

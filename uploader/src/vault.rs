@@ -10,21 +10,16 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::cipher::{Cipher, Named};
 use crate::keys::MARKER;
 use crate::store::{self, Store, StoreConfig};
+
+pub use crate::cipher::Encryption;
 
 /// The format of everything in the vault that this program writes.
 pub const FORMAT: u32 = 1;
 
 const MARKER_LIMIT: u64 = 64 << 10;
-
-/// How content is encrypted. A new vault needs this stated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Encryption {
-    /// Not at all, which was the operator's written word.
-    None,
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
@@ -41,11 +36,16 @@ pub struct Vault {
     pub store: Store,
     /// Drawn when the vault was made.
     pub id: Uuid,
-    /// How content is encrypted.
-    pub encryption: Encryption,
+    /// What seals and opens its content.
+    pub cipher: Cipher,
 }
 
 impl Vault {
+    /// The object `key` of this vault, to be sealed or opened.
+    pub fn named(&self, key: &str) -> Named {
+        Named { cipher: self.cipher.clone(), key: key.to_owned(), object: self.store.name_of(key) }
+    }
+
     /// Opens the vault that `config` names; one that is not there is [`Kind::NotFound`].
     pub async fn open(config: &StoreConfig) -> Result<Self> {
         Self::at(store::open(config, false)?).await
@@ -77,7 +77,7 @@ impl Vault {
         let marker = Marker { format: FORMAT, vault: Uuid::new_v4(), encryption, created: Timestamp::now() };
         let bytes = serde_json::to_vec_pretty(&marker).map_err(|e| unwritable(&store, e))?;
         match durable::request(Step::MarkerPut, Op::Put, store.create(MARKER, bytes.into())).await {
-            Ok(()) => Ok(Self { store, id: marker.vault, encryption }),
+            Ok(()) => Ok(Self { store, id: marker.vault, cipher: Cipher::None }),
             Err(e) if e.kind == Kind::Exists => Self::at(store).await,
             Err(e) => Err(e),
         }
@@ -121,7 +121,7 @@ impl Vault {
             return Err(Error::new(Kind::InvalidInput, store.url(), message).remedy(remedy));
         }
         let marker: Marker = serde_json::from_slice(bytes).map_err(broken)?;
-        Ok(Self { store, id: marker.vault, encryption: marker.encryption })
+        Ok(Self { store, id: marker.vault, cipher: Cipher::None })
     }
 }
 

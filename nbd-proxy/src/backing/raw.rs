@@ -39,6 +39,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Of a disk of which nothing but its size can be told.
+    pub(super) fn of_size(size: u64) -> Self {
+        Self { device: 0, inode: 0, size, ctime: 0, ctime_nsec: 0 }
+    }
+
     /// Whether it was changed after `time`, in seconds of the Unix epoch, as far as that can be told.
     pub fn changed_after(&self, time: i64) -> bool {
         self.ctime > time
@@ -217,6 +222,14 @@ impl Backing for RawDisk {
     fn drop_cache(&self) {
         // Only clean pages go, which after a failed sync is all that were to be synced.
         let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
+    fn file(&self) -> Option<&Path> {
+        (!self.block_device).then_some(&self.path)
+    }
+
+    fn tells_changes(&self) -> bool {
+        !self.block_device
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::io::{self, Cursor, Read, Write};
 
+use super::handshake::{OPTION_REPLIES_MAX, ZEROES};
 use super::*;
+use crate::nbd::wire::{OPTION_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, opt, rep};
 
 /// A server that says its part whatever it hears.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ fn greeting() -> Vec<u8> {
 
 fn option_reply(kind: u32, data: &[u8]) -> Vec<u8> {
     let mut says = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
-    says.extend(OPTION_GO.to_be_bytes());
+    says.extend(opt::GO.to_be_bytes());
     says.extend(kind.to_be_bytes());
     says.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
     says.extend(data);
@@ -46,11 +48,11 @@ fn export(size: u64, flags: u16) -> Vec<u8> {
     let mut data = vec![0, 0];
     data.extend(size.to_be_bytes());
     data.extend(flags.to_be_bytes());
-    option_reply(REPLY_INFO, &data)
+    option_reply(rep::INFO, &data)
 }
 
 fn simple_reply(error: u32, cookie: u64) -> Vec<u8> {
-    let mut says = REPLY_MAGIC.to_be_bytes().to_vec();
+    let mut says = SIMPLE_REPLY_MAGIC.to_be_bytes().to_vec();
     says.extend(error.to_be_bytes());
     says.extend(cookie.to_be_bytes());
     says
@@ -61,8 +63,11 @@ fn talk(parts: &[Vec<u8>]) -> Result<Client<Script>> {
 }
 
 fn agreed(rest: &[Vec<u8>]) -> Client<Script> {
-    let mut parts =
-        vec![greeting(), export(1 << 20, 1 | FLAG_FLUSH | FLAG_TRIM), option_reply(REPLY_ACK, &[])];
+    let mut parts = vec![
+        greeting(),
+        export(1 << 20, 1 | tflag::SEND_FLUSH | tflag::SEND_TRIM),
+        option_reply(rep::ACK, &[]),
+    ];
     parts.extend_from_slice(rest);
     talk(&parts).unwrap()
 }
@@ -92,9 +97,9 @@ fn an_answered_error_leaves_the_connection_in_step() {
 #[test]
 fn a_server_without_go_is_asked_by_export_name() {
     let described = [(1_u64 << 20).to_be_bytes().to_vec(), vec![0, 1]].concat();
-    let unsupported = option_reply(REPLY_UNSUPPORTED, b"");
+    let unsupported = option_reply(rep::ERR_UNSUP, b"");
     let client = talk(&[greeting(), unsupported.clone(), described.clone()]).unwrap();
-    assert_eq!((client.size(), client.flags), (1 << 20, 1));
+    assert_eq!((client.size(), client.agreed.flags), (1 << 20, 1));
     // A server that never heard of leaving the zeroes out sends them.
     let old = [b"NBDMAGICIHAVEOPT".to_vec(), vec![0, 1]].concat();
     let parts = [old, unsupported, described, vec![0; ZEROES], simple_reply(0, 1)];
@@ -104,23 +109,23 @@ fn a_server_without_go_is_asked_by_export_name() {
 
 #[test]
 fn an_absent_export_is_named() {
-    let error = talk(&[greeting(), option_reply(REPLY_IS_ERROR | 6, b"no such export")]).unwrap_err();
+    let error = talk(&[greeting(), option_reply(rep::ERR_UNKNOWN, b"no such export")]).unwrap_err();
     assert_eq!(error.kind, Kind::NotFound);
     assert!(error.object == "web1/root" && error.message.contains("no such export"), "{error}");
 }
 
 #[test]
 fn a_hostile_server_is_refused_before_anything_is_allocated() {
-    let mut huge = option_reply(REPLY_INFO, &[]);
+    let mut huge = option_reply(rep::INFO, &[]);
     huge.truncate(16);
     huge.extend(u32::MAX.to_be_bytes());
-    let endless = vec![option_reply(REPLY_INFO, &[0, 7]); OPTION_REPLIES_MAX + 1].concat();
+    let endless = vec![option_reply(rep::INFO, &[0, 7]); OPTION_REPLIES_MAX + 1].concat();
     let hostile: [(&str, Vec<u8>); 6] = [
         ("an endless option reply", huge),
         ("endless informations", endless),
-        ("no size", option_reply(REPLY_ACK, &[])),
+        ("no size", option_reply(rep::ACK, &[])),
         ("a negative size", export(u64::MAX, 1)),
-        ("a short description", option_reply(REPLY_INFO, &[0, 0, 1])),
+        ("a short description", option_reply(rep::INFO, &[0, 0, 1])),
         ("an unknown answer", option_reply(77, &[])),
     ];
     for (what, says) in hostile {

@@ -324,6 +324,21 @@ impl Intent {
         !std::mem::replace(&mut self.sync_failed, true)
     }
 
+    /// That sync has been lost on its way: nothing of it counts, and nothing is wrong with the next.
+    pub fn abandon_sync(&mut self, sync: Sync) {
+        if let Some(index) = self.syncing.iter().position(|(other, _)| *other == sync) {
+            let (_, covered) = self.syncing.swap_remove(index);
+            self.unsynced.merge(&covered);
+        }
+    }
+
+    /// The regions that hold something which no sync has covered.
+    pub fn at_risk(&self) -> Regions {
+        let mut at_risk = self.unsynced.clone();
+        self.syncing.iter().for_each(|(_, covered)| at_risk.merge(covered));
+        at_risk
+    }
+
     /// Whether a sync has failed since the open.
     pub fn sync_failed(&self) -> bool {
         self.sync_failed

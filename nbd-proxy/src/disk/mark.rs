@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::TrackedDisk;
 use super::intent::Marks;
 use super::tracker::Tracker;
+use crate::backing::Lost;
 
 /// How often regions are cleared. One that was written in between stays: marking it again would cost the guest a sync.
 const CLEAR_EVERY: Duration = Duration::from_secs(30);
@@ -65,7 +66,12 @@ impl TrackedDisk {
         };
         let synced = self.backing.flush();
         let mut tracker = self.lock();
-        let first = tracker.intent.end_sync(sync, synced.is_ok());
+        let first = if synced.as_ref().is_err_and(Lost::is) {
+            tracker.intent.abandon_sync(sync);
+            false
+        } else {
+            tracker.intent.end_sync(sync, synced.is_ok())
+        };
         self.unlock(tracker);
         if first {
             self.note_failed_sync();
@@ -83,6 +89,7 @@ impl TrackedDisk {
             }
             due
         };
+        self.refresh_server();
         if clear {
             self.clear_intent();
         }

@@ -1,8 +1,9 @@
 //! A disk whose every write is known: the decorator between the NBD server and the backing.
 //!
 //! Files and their questions: `write` — what happens to a request; `switch` — how logging stops and starts again; `mark` — how
-//! the intent map is kept ahead of the writes; `recover`, `verdict` and `left` — what an open finds after a crash; `tracker` and `intent` —
-//! the state behind them, without I/O. `state`, `intent::file`, `ends`, `bitmap_file` and `void` are what survives a restart.
+//! the intent map is kept ahead of the writes; `power` — what a backing loses that is not here; `recover`, `verdict` and `left` — what an
+//! open finds after a crash; `tracker` and `intent` — the state behind them, without I/O. `state`, `intent::file`, `ends`,
+//! `bitmap_file`, `sample` and `void` are what survives a restart.
 //!
 //! Invariants, each with the test that holds it:
 //! * An acknowledged write is on the backing and has a record, or is marked in a bitmap of an unlogged stretch
@@ -17,8 +18,10 @@ mod ends;
 mod intent;
 mod left;
 mod mark;
+mod power;
 mod ranges;
 mod recover;
+mod sample;
 mod state;
 mod switch;
 mod tracker;
@@ -93,6 +96,7 @@ impl TrackedDisk {
             dirty_bytes: tracker.dirty_bytes(),
             log_bytes: tracker.log_bytes(),
             clients: 0,
+            trouble: self.backing.trouble(),
         }
     }
 

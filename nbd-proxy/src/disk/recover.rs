@@ -12,6 +12,8 @@
 //! | not clean, same boot and mount, unlogged or in a partial sync | the process died and its bitmap with it | new stretch, marked regions |
 //! | not clean, another boot or mount | power loss: nothing of the log was synced, every record is void | new stretch, marked regions |
 //! | not clean, after a failed sync | the page cache may show what is not on the disk | it is dropped; new stretch, marked regions |
+//! | not clean, and the disk is another server's | that may have lost what was not flushed | new stretch, marked regions |
+//! | clean, of a disk without a change time, and a sample differs | changed outside | new stretch, whole sync |
 //! | not clean, and the intent map is not kept or not readable | nothing tells where the disk may differ | new stretch, whole sync |
 //! | a log or a saved bitmap that should go on, and is not whole | its blocks lie in the marked regions | new stretch, marked regions; whole sync if the map is not readable |
 //! | the newest record of the state damaged under the same boot | no kill does that | new stretch, whole sync |
@@ -43,11 +45,13 @@ use super::intent::file::IntentFile;
 use super::intent::{Intent, Marks, Regions};
 use super::left::{FoundLog, Left, Place};
 use super::mark::unix_now;
+use super::power::take_from_afar;
 use super::state::{DiskState, StateFile};
 use super::switch::{end_stretch, give_round_up};
 use super::tracker::{Mode, Syncing, Tracker};
 use super::verdict::{Era, Verdict, judge};
 use super::void::Void;
+use crate::backing::upstream::{self, Address, UpstreamDisk};
 use crate::backing::{Access, Backing, RawDisk};
 use crate::durable::{self, Step};
 use crate::log::SegmentWriter;
@@ -67,7 +71,7 @@ const SEGMENT_FLOOR: u64 = 2 << 20;
 pub struct DiskSettings {
     /// The disk's name within its machine.
     pub name: String,
-    /// The raw image or block device.
+    /// The raw image or block device, or the address of an export of another NBD server.
     pub path: PathBuf,
     /// Where the change log goes; default: the folder of `path`.
     pub log_dir: Option<PathBuf>,
@@ -75,13 +79,20 @@ pub struct DiskSettings {
     pub read_only: bool,
     /// The most the change log may take, in bytes; default: half the disk, at most 64 GiB.
     pub log_limit: Option<u64>,
+    /// How patient it is with another NBD server.
+    pub upstream: upstream::Settings,
 }
 
 impl TrackedDisk {
     /// Opens and locks a disk of `machine`, and recovers its tracking. `boot` names the host's boot.
     pub(crate) fn open(machine: &str, settings: &DiskSettings, boot: &str) -> Result<Self> {
         let access = if settings.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        Self::open_on(Box::new(RawDisk::open(&settings.path, access)?), machine, settings, boot)
+        let backing: Box<dyn Backing> = if Address::is_meant(&settings.path) {
+            Box::new(UpstreamDisk::open(&settings.path, access, settings.upstream)?)
+        } else {
+            Box::new(RawDisk::open(&settings.path, access)?)
+        };
+        Self::open_on(backing, machine, settings, boot)
     }
 
     /// The same on a backing that is open already.
@@ -96,7 +107,7 @@ impl TrackedDisk {
         let (state_file, was) = StateFile::open(&dir.join("state"))?;
         let id = was.state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
         let (intent_file, marks) = IntentFile::open(&dir.join("intent"), id, size)?;
-        let void = if is_block_device(backing.path()) { None } else { Void::beside(backing.path()) };
+        let void = backing.file().and_then(Void::beside);
         let noted = void.as_ref().map(Void::read).transpose()?.flatten();
         let limit = settings.log_limit.unwrap_or((size / 2).min(LOG_CEILING));
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
@@ -116,7 +127,8 @@ impl TrackedDisk {
         let anew = matches!(verdict, Verdict::Anew(_));
         let regions = if anew { Regions::none(size) } else { Regions::all(size) };
         let marks = marks.filter(|_| !anew).unwrap_or(Marks { regions, until: 0 });
-        let tracker = Tracker::new(size, tracking, cause, Intent::new(marks), segment_bytes, limit);
+        let mut tracker = Tracker::new(size, tracking, cause, Intent::new(marks), segment_bytes, limit);
+        take_from_afar(&mut tracker, &*backing, was.state.as_ref());
         let disk = Self {
             machine: machine.to_owned(),
             name: settings.name.clone(),
@@ -233,6 +245,7 @@ impl TrackedDisk {
         self.folder.sync()?;
         state.clean = true;
         state.image = self.backing.identity()?;
+        state.afar.sample = self.sample();
         self.state.write(&state)
     }
 
@@ -317,11 +330,11 @@ fn is_block_device(path: &Path) -> bool {
 fn folder_of(machine: &str, settings: &DiskSettings) -> Result<PathBuf> {
     let parent = match &settings.log_dir {
         Some(dir) => dir.clone(),
-        None if is_block_device(&settings.path) => {
+        None if is_block_device(&settings.path) || Address::is_meant(&settings.path) => {
             return Err(Error::new(
                 Kind::InvalidInput,
                 format!("{machine}/{}", settings.name),
-                format!("{} is a device: its change log has no default place", settings.path.display()),
+                format!("{} is no file: its change log has no default place", settings.path.display()),
             )
             .remedy("set log_dir for this disk to a folder on a local file system"));
         }

@@ -20,6 +20,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::sample::Sample;
 use crate::backing::Identity;
 use crate::durable::{self, Step};
 use crate::tracking::SyncScope;
@@ -56,6 +57,20 @@ pub struct DiskState {
     pub image: Identity,
     /// Closed in good order: log and backing are durable and `image` is exact.
     pub clean: bool,
+    /// What is to be known besides of a disk that is not a file here.
+    #[serde(default)]
+    pub afar: Afar,
+}
+
+/// See [`DiskState::afar`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Afar {
+    /// What remembers what was not flushed; see [`crate::backing::Backing::server`].
+    pub server: Option<String>,
+    /// Something that was not flushed may have been lost, and no client has heard of it.
+    pub untold: bool,
+    /// Some of what was on it at a clean close.
+    pub sample: Option<Sample>,
 }
 
 /// The file with the two slots.

@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use super::TrackedDisk;
 use super::intent::Trust;
-use super::state::DiskState;
+use super::state::{Afar, DiskState};
 use super::tracker::{Mode, Syncing, Tracker};
 use super::void::Void;
 use crate::device::Extent;
@@ -56,6 +56,11 @@ impl TrackedDisk {
         if matches!(tracker.mode, Mode::Logged | Mode::Starting) {
             end_stretch(&mut tracker, cause);
         }
+        self.switch_off(tracker)
+    }
+
+    /// Makes it durable that the stretch has ended.
+    pub(super) fn switch_off(&self, mut tracker: MutexGuard<'_, Tracker>) -> io::Result<()> {
         tracker.mode = Mode::Switching;
         let state = self.take_turn(&mut tracker);
         let cause = tracker.cause.clone();
@@ -332,6 +337,11 @@ impl TrackedDisk {
             mount: self.mount.clone(),
             image: self.backing.found().clone(),
             clean: false,
+            afar: Afar {
+                server: tracker.server.clone(),
+                untold: tracker.losses > tracker.told,
+                sample: None,
+            },
         }
     }
 }

@@ -27,7 +27,14 @@ pub fn settings(dir: &Path, name: &str, size: u64, log_limit: Option<u64>) -> Di
     if !path.exists() {
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
     }
-    DiskSettings { name: name.to_owned(), path, log_dir: None, read_only: false, log_limit }
+    DiskSettings {
+        name: name.to_owned(),
+        path,
+        log_dir: None,
+        read_only: false,
+        log_limit,
+        upstream: Default::default(),
+    }
 }
 
 /// A machine of `disks` in `dir`.

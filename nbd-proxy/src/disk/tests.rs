@@ -1,5 +1,6 @@
 //! The tracked disk keeps its promises, one disk at a time.
 
+mod afar;
 mod power;
 mod rounds;
 

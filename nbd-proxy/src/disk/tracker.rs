@@ -143,6 +143,12 @@ pub struct Tracker {
     pub intent: Intent,
     /// When regions were last looked at for clearing.
     pub last_clear: Option<Instant>,
+    /// How often the backing may have lost what was not flushed, and of how many of those a client's flush has told.
+    pub losses: u64,
+    /// See `losses`.
+    pub told: u64,
+    /// Names what remembers what was not flushed; see [`crate::backing::Backing::server`].
+    pub server: Option<String>,
     /// Threads waiting on the disk's condition variable.
     pub waiters: usize,
     /// Somebody is writing the state file.
@@ -188,6 +194,9 @@ impl Tracker {
             sync: None,
             intent,
             last_clear: None,
+            losses: 0,
+            told: 0,
+            server: None,
             waiters: 0,
             saving: false,
             making: false,

@@ -86,6 +86,9 @@ pub fn judge(
     if was.damaged && state.boot == era.boot {
         return anew("the state of its tracking is damaged");
     }
+    if state.clean && state.afar.sample.as_ref().is_some_and(|sample| sample.differs(backing)) {
+        return anew("image changed outside Lifeboat: a sample of it is not what it was");
+    }
     if state.clean && state.image == *now {
         return Ok(Verdict::GoOn);
     }
@@ -112,6 +115,11 @@ pub fn judge(
     }
     if state.mount != era.mount {
         return compare("the file system was mounted anew while the disk was open");
+    }
+    if backing.loses_alone() {
+        return compare(
+            "the proxy died, and whether the disk's server has lost anything since cannot be told",
+        );
     }
     if state.sync_failed {
         backing.drop_cache();

@@ -86,7 +86,7 @@ impl BlockDevice for TrackedDisk {
 
     fn flush(&self) -> io::Result<()> {
         // The backing only: the log is not synced on the guest's path (it is void after a power loss anyway).
-        self.sync_backing()
+        self.flush_for_client()
     }
 
     fn extents(&self, offset: u64, len: u64, out: &mut Vec<Extent>) -> io::Result<()> {

@@ -112,6 +112,8 @@ steps! {
     JobsFolder: Create;
     /// A job's record.
     JobSaved: Create Sync Rename SyncFolder;
+    /// What was asked of the vault, by day.
+    UsageSaved: Create Sync Rename SyncFolder;
     /// An old job's record goes.
     JobForgotten: Remove SyncFolder;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::answer::{Answer, Question, Replies, Violation};
 use super::negotiate::{Negotiation, Step, Tls};
 use super::{Contexts, ExportInfo, Framing, Negotiated, RawRequest, Request, reply, wire};
 use crate::device::Capabilities;
@@ -94,6 +95,50 @@ pub fn transmission(input: &[u8]) {
             }
         }
     }
+}
+
+/// Takes `input` as what a server says to a few requests, in pieces of several lengths: however the bytes are split, the same
+/// requests are answered in the same way, and each read with exactly as much as was asked for.
+pub fn replies(input: &[u8]) {
+    for structured in [false, true] {
+        let whole = taken_in(input, structured, input.len().max(1));
+        for step in [1, 7, 4096] {
+            assert_eq!(taken_in(input, structured, step), whole, "in pieces of {step}");
+        }
+    }
+}
+
+type TakenIn = (Vec<(u64, bool)>, Option<Violation>);
+
+fn taken_in(input: &[u8], structured: bool, step: usize) -> TakenIn {
+    let mut replies = Replies::new(structured);
+    replies.expect(1, Question::Plain, 1);
+    replies.expect(2, Question::Read { offset: 4096, len: 512 }, 2);
+    replies.expect(3, Question::Read { offset: 1 << 40, len: 1 << 16 }, 3);
+    replies.expect(4, Question::Status { context: 1 }, 4);
+    let mut answers = Vec::new();
+    for piece in input.chunks(step) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let (used, answered) = match replies.feed(rest) {
+                Ok(fed) => fed,
+                Err(violation) => return (answers, Some(violation)),
+            };
+            assert!(used > 0 && used <= rest.len(), "it moves on, within its input");
+            rest = rest.get(used..).unwrap_or_default();
+            let Some(answered) = answered else { continue };
+            match &answered.outcome {
+                Ok(Answer::Done) => assert_eq!(answered.ticket, 1, "only a plain request is just done"),
+                Ok(Answer::Data(data)) => {
+                    assert_eq!(data.len(), [512, 1 << 16][usize::from(answered.ticket == 3)])
+                }
+                Ok(Answer::Runs(runs)) => assert!(!runs.is_empty() && runs.iter().all(|(len, _)| *len > 0)),
+                Err(refused) => assert!(refused.code != 0 && refused.text.chars().count() <= 200),
+            }
+            answers.push((answered.ticket, answered.outcome.is_ok()));
+        }
+    }
+    (answers, None)
 }
 
 /// `payload` is anything: what follows the header may be as long as it says, or not.

@@ -6,12 +6,13 @@
 //!   payloads of its options.
 //! - [`request`]: the one gate that turns a raw request header, and what was negotiated, into a typed [`Request`] or a
 //!   typed [`Refusal`]. Below the gate nothing checks a range or a flag again.
-//! - [`reply`]: the bytes of every reply.
+//! - [`reply`]: the bytes of every reply; [`answer`]: how a client of ours takes replies in.
 //! - [`fuzz`]: entry points that take arbitrary bytes and assert what must hold for any of them.
 //!
 //! Invariants: no length that a peer sends is ever allocated; an option's payload is read before it is answered; a
 //! capability is advertised only where the device has it, and the gate refuses whatever was not advertised.
 
+pub mod answer;
 pub mod fuzz;
 pub mod negotiate;
 pub mod option;

@@ -4,8 +4,8 @@ use object_store::memory::InMemory;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cipher::{Cipher, DataKey};
 use crate::delta::IndexRef;
-use crate::digest::Digest;
 use crate::point::{EntryKind, PointDisk};
 use crate::testing::{Fault, Faulty, memory_vault, vault_in};
 
@@ -25,6 +25,7 @@ fn header(number: u64, kind: EntryKind, parent: Option<u64>) -> Header {
         host: "here".to_owned(),
         kind,
         parent: parent.map(|number| PointId { generation: 1, number }),
+        parent_mark: None,
         time: Timestamp::from_second(1_800_000_000).unwrap(),
         disks: vec![disk],
         bytes: 400,
@@ -40,12 +41,14 @@ fn sample() -> Catalogue {
             size: 400,
             logical: 4096,
             index: IndexRef { offset: 300, len: 36, raw_len: 40, digest: Digest::of(b"index") },
+            salt: None,
         },
         live: 300,
     };
     let stored = Timestamp::from_second(1_800_000_060).unwrap();
     let kept = |number, parent, name| Kept {
         header: header(number, EntryKind::Crash, parent),
+        mark: Digest([7; 16]),
         stored,
         deltas: vec![delta(name)],
     };
@@ -63,7 +66,10 @@ fn sample() -> Catalogue {
 #[test]
 fn a_catalogue_is_read_back() {
     let catalogue = sample();
-    assert_eq!(decode("c", &encode(&catalogue).unwrap()).unwrap(), catalogue);
+    assert_eq!(
+        decode(&Named::plain("c"), &encode(&Named::plain("c"), &catalogue).unwrap()).unwrap(),
+        catalogue
+    );
     assert_eq!(catalogue.numbers(), [1, 2, 17]);
     assert_eq!(catalogue.header(17).unwrap().parent, Some(PointId { generation: 1, number: 2 }));
     assert!(catalogue.header(1).is_some() && catalogue.point(1).is_none() && catalogue.header(3).is_none());
@@ -72,17 +78,17 @@ fn a_catalogue_is_read_back() {
 
 #[test]
 fn every_flipped_byte_is_found() {
-    let bytes = encode(&sample()).unwrap();
+    let bytes = encode(&Named::plain("c"), &sample()).unwrap();
     for at in 0..bytes.len() {
         let mut bad = bytes.to_vec();
         bad[at] ^= 1;
-        let error = decode("vault/c", &bad).expect_err(&format!("byte {at}"));
+        let error = decode(&Named::plain("vault/c"), &bad).expect_err(&format!("byte {at}"));
         assert_eq!((error.kind, error.object.as_str()), (Kind::Corrupt, "vault/c"));
-        assert!(decode("c", &bytes[..at]).is_err(), "cut at {at}");
+        assert!(decode(&Named::plain("c"), &bytes[..at]).is_err(), "cut at {at}");
     }
     let mut later = bytes.to_vec();
     later[7] = 2;
-    assert!(decode("c", &later).unwrap_err().message.contains("version"));
+    assert!(decode(&Named::plain("c"), &later).unwrap_err().message.contains("version"));
 }
 
 #[test]
@@ -97,7 +103,10 @@ fn a_catalogue_that_contradicts_itself_is_refused() {
     for break_it in broken {
         let mut catalogue = sample();
         break_it(&mut catalogue);
-        assert_eq!(decode("c", &encode(&catalogue).unwrap()).unwrap_err().kind, Kind::Corrupt);
+        assert_eq!(
+            decode(&Named::plain("c"), &encode(&Named::plain("c"), &catalogue).unwrap()).unwrap_err().kind,
+            Kind::Corrupt
+        );
     }
 }
 
@@ -109,12 +118,12 @@ fn the_bytes_of_version_1() {
         r#"[{"header":{"machine":"m","number":2,"generation":1,"writer":"00000000-0000-0000-0000-000000000007","#,
         r#""host":"here","kind":"crash","parent":null,"time":"2027-01-15T08:00:00Z","disks":[{"name":"root","#,
         r#""size":1048576,"tracking":"00000000-0000-0000-0000-000000000009","whole":true}],"bytes":400,"logical":4096},"#,
-        r#""stored":"2027-01-15T08:01:00Z","deltas":[{"delta":{"name":"one","size":400,"logical":4096,"index":"#,
+        r#""mark":"07070707070707070707070707070707","stored":"2027-01-15T08:01:00Z","deltas":[{"delta":{"name":"one","size":400,"logical":4096,"index":"#,
         r#"{"offset":300,"len":36,"raw_len":40,"digest":"1bc04b5291c26a46d918139138b992d2"}},"live":300}]},"#,
         r#"{"header":{"machine":"m","number":17,"generation":1,"writer":"00000000-0000-0000-0000-000000000007","#,
         r#""host":"here","kind":"crash","parent":"g1-2","time":"2027-01-15T08:00:00Z","disks":[{"name":"root","#,
         r#""size":1048576,"tracking":"00000000-0000-0000-0000-000000000009","whole":false}],"bytes":400,"logical":4096},"#,
-        r#""stored":"2027-01-15T08:01:00Z","deltas":[{"delta":{"name":"two","size":400,"logical":4096,"index":"#,
+        r#""mark":"07070707070707070707070707070707","stored":"2027-01-15T08:01:00Z","deltas":[{"delta":{"name":"two","size":400,"logical":4096,"index":"#,
         r#"{"offset":300,"len":36,"raw_len":40,"digest":"1bc04b5291c26a46d918139138b992d2"}},"live":300}]}],"claims":"#,
         r#"[{"machine":"m","number":1,"generation":1,"writer":"00000000-0000-0000-0000-000000000007","host":"here","#,
         r#""kind":"claim","parent":null,"time":"2027-01-15T08:00:00Z","disks":[{"name":"root","size":1048576,"#,
@@ -123,9 +132,13 @@ fn the_bytes_of_version_1() {
     let packed = zstd::bulk::compress(body.as_bytes(), 3).unwrap();
     let mut bytes = [b"LBCATLG\x01", &(packed.len() as u64).to_le_bytes()[..], &packed].concat();
     bytes.extend_from_slice(&sha256(&bytes));
-    assert_eq!(decode("c", &bytes).unwrap(), sample());
+    assert_eq!(decode(&Named::plain("c"), &bytes).unwrap(), sample());
     assert_eq!(
-        zstd::bulk::decompress(&encode(&sample()).unwrap()[16..][..packed.len()], 1 << 16).unwrap(),
+        zstd::bulk::decompress(
+            &encode(&Named::plain("c"), &sample()).unwrap()[16..][..packed.len()],
+            1 << 16
+        )
+        .unwrap(),
         body.as_bytes()
     );
 }
@@ -134,8 +147,21 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), magic in any::<bool>()) {
         let bytes = if magic { [&MAGIC[..], &bytes].concat() } else { bytes };
-        let _ = decode("c", &bytes);
+        let _ = decode(&Named::plain("c"), &bytes);
     }
+}
+
+/// Nothing of an encrypted catalogue can be read without the key, or under another name.
+#[test]
+fn a_sealed_catalogue_opens_under_its_name_only() {
+    let cipher = Cipher::aes(DataKey::draw().unwrap());
+    let named = |key: &str| Named { cipher: cipher.clone(), ..Named::plain(key) };
+    let bytes = encode(&named("c"), &sample()).unwrap();
+    assert_eq!(decode(&named("c"), &bytes).unwrap(), sample());
+    assert_eq!(decode(&named("d"), &bytes).unwrap_err().kind, Kind::Corrupt);
+    assert_eq!(decode(&Named::plain("c"), &bytes).unwrap_err().kind, Kind::Corrupt);
+    let plain = encode(&Named::plain("c"), &sample()).unwrap();
+    assert_eq!(decode(&named("c"), &plain).unwrap_err().kind, Kind::Corrupt, "nor one that is not sealed");
 }
 
 #[tokio::test]

@@ -55,14 +55,14 @@ fn cut(segments: Vec<SegmentRef>) -> Cut {
 /// Applies deltas to `disk`, and checks that each byte is in one at most. Returns how many there are.
 fn apply(cut: &Cut, ranges_max: usize, disk: &mut [u8]) -> usize {
     let mut deltas = Vec::new();
-    pack_bounded(cut, ranges_max, &mut |delta| {
+    pack_bounded(cut, &Cipher::None, ranges_max, &mut |delta| {
         deltas.push(delta.to_vec());
         Ok(())
     })
     .unwrap();
     let mut seen = vec![false; disk.len()];
     for delta in &deltas {
-        let (_, index) = check("d", delta).unwrap();
+        let (_, index) = check("d", &Cipher::None, delta).unwrap();
         let mut stream = Vec::new();
         for frame in &index.frames {
             let at = usize::try_from(frame.offset).unwrap();
@@ -120,7 +120,7 @@ fn a_segment_that_lost_records_is_named() {
     let mut model = vec![0; usize::try_from(SIZE).unwrap()];
     let mut segments = segments(dir.path(), &[vec![(0, 5000, false)]], &mut model);
     segments[0].records += 1;
-    let error = pack(&cut(segments), &mut |_| Ok(())).unwrap_err();
+    let error = pack(&cut(segments), &Cipher::None, &mut |_| Ok(())).unwrap_err();
     assert_eq!(error.kind, nbd_proxy::Kind::Corrupt);
     assert!(error.object.ends_with("/0"), "{error}");
 }
@@ -142,8 +142,8 @@ fn a_huge_change_becomes_several_deltas_of_disjoint_addresses() {
     let cut = Cut { disks: vec![disk], ..Cut::default() };
     let mut ends = vec![0];
     let mut sizes = Vec::new();
-    pack(&cut, &mut |delta| {
-        let (_, index) = check("d", &delta.to_vec())?;
+    pack(&cut, &Cipher::None, &mut |delta| {
+        let (_, index) = check("d", &Cipher::None, &delta.to_vec())?;
         let extents = index.extents("d");
         let (first, last) = (extents.first().unwrap(), extents.last().unwrap());
         assert_eq!(first.offset, *ends.last().unwrap(), "deltas follow each other");

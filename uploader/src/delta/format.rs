@@ -1,13 +1,14 @@
-//! The bytes of a delta, version 1. Numbers are little-endian.
+//! The bytes of a delta, version 1 (plain) and 2 (encrypted). Numbers are little-endian.
 //!
 //! ```text
 //! header   8  "LBDELTA" and the version
+//!         16  version 2: the salt
 //! frames      one after the other; each a zstd stream, or its raw bytes where zstd would not shrink them
 //! index       zstd: see below
 //! trailer  8  "LBDELTA" and the version
 //!          8  where the index starts
 //!          4  its length as stored         4  its length raw
-//!         16  digest of the raw index
+//!         16  digest of the raw index; version 2: of the stored index
 //!          8  zero
 //!         16  digest of the 48 bytes before
 //! ```
@@ -23,22 +24,24 @@
 //! for each cell of each extent with data, in that order: 16 bytes of digest of its content
 //! ```
 //!
+//! In version 2 each frame, and the index, is a unit of its own: what version 1 stores, sealed, which makes it 16 bytes longer.
+//! Frames are numbered from zero, the index is the [directory](crate::cipher::DIRECTORY). Lengths in the raw index are those before sealing.
+//!
 //! A *cell* is what an extent has of a 64 KiB range of the disk: extents are cut into cells where the disk's address is a
 //! multiple of that. With their digests, a disk is compared with what the vault has of it without fetching a frame.
 //!
-//! A digest is the first 16 bytes of a SHA-256. A frame's position is the sum of what was stored before it. Every
+//! A digest is the first 16 bytes of a SHA-256. A frame's position is the sum of what is stored before it. Every
 //! decoder here takes arbitrary bytes and either returns what an encoder could have written or says why not: what
 //! decodes encodes to the same bytes again.
 
 use nbd_proxy::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::cipher::{DIRECTORY, Salt, Units};
 use crate::digest::Digest;
 
-/// The first and the last bytes of every delta: the last of them is the version.
-pub const MAGIC: [u8; 8] = *b"LBDELTA\x01";
-/// Length of the header.
-pub const HEADER_LEN: u64 = 8;
+/// The first and the last bytes of every delta, but for the version that follows.
+pub const MAGIC: [u8; 7] = *b"LBDELTA";
 /// Length of the trailer.
 pub const TRAILER_LEN: u64 = 64;
 /// No frame's raw content is longer.
@@ -49,6 +52,46 @@ pub const INDEX_MAX: u32 = 64 << 20;
 pub const CELL: u64 = 64 << 10;
 
 const END_MAX: u64 = 1 << 62;
+const TAG: u32 = 16;
+
+/// What of a delta's layout depends on whether it is encrypted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// Version 1.
+    #[default]
+    Plain,
+    /// Version 2.
+    Sealed,
+}
+
+impl Form {
+    fn of(version: u8) -> Option<Self> {
+        [Self::Plain, Self::Sealed].into_iter().find(|form| form.version() == version)
+    }
+
+    fn version(self) -> u8 {
+        match self {
+            Self::Plain => 1,
+            Self::Sealed => 2,
+        }
+    }
+
+    /// Length of the header.
+    pub fn header_len(self) -> u64 {
+        match self {
+            Self::Plain => 8,
+            Self::Sealed => 24,
+        }
+    }
+
+    /// How much longer a frame is as stored than before it was sealed.
+    pub fn overhead(self) -> u32 {
+        match self {
+            Self::Plain => 0,
+            Self::Sealed => TAG,
+        }
+    }
+}
 
 /// Where a delta's index is, and its digest: what the trailer says, and what a point repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +102,7 @@ pub struct IndexRef {
     pub len: u32,
     /// Its length raw.
     pub raw_len: u32,
-    /// Digest of the raw index.
+    /// Digest of the raw index; of an encrypted delta, of the stored one.
     pub digest: Digest,
 }
 
@@ -110,6 +153,8 @@ pub struct Hashed {
 /// What a delta holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
+    /// How the delta is laid out.
+    pub form: Form,
     /// Its frames in stream order.
     pub frames: Vec<Frame>,
     /// Disks by name, each with its extents in address order.
@@ -124,7 +169,7 @@ impl Index {
         let mut out = Vec::new();
         put(&mut out, self.frames.len() as u64);
         for frame in &self.frames {
-            put(&mut out, frame.len.into());
+            put(&mut out, u64::from(frame.len.saturating_sub(self.form.overhead())));
             put(&mut out, frame.raw_len.into());
             out.extend_from_slice(&frame.digest.0);
         }
@@ -144,10 +189,10 @@ impl Index {
         out
     }
 
-    /// Reads a raw index of a delta whose frames end where `frames_end` says.
-    pub fn decode(raw: &[u8], frames_end: u64) -> Result<Self, &'static str> {
+    /// Reads a raw index of a delta of this form whose frames end where `frames_end` says.
+    pub fn decode(raw: &[u8], form: Form, frames_end: u64) -> Result<Self, &'static str> {
         let mut input = Input(raw);
-        let frames = decode_frames(&mut input, frames_end)?;
+        let frames = decode_frames(&mut input, form, frames_end)?;
         let stream = frames.last().map_or(0, |last| last.start + u64::from(last.raw_len));
         let mut at = 0;
         let count = input.count(2)?;
@@ -167,7 +212,7 @@ impl Index {
             return Err("bytes are left over after the index");
         }
         let cells = digests.chunks_exact(16).map(digest).collect();
-        Ok(Self { frames, disks, cells })
+        Ok(Self { form, frames, disks, cells })
     }
 
     /// The frame that holds the stream's byte `at`.
@@ -198,10 +243,10 @@ impl Index {
     }
 }
 
-fn decode_frames(input: &mut Input<'_>, frames_end: u64) -> Result<Vec<Frame>, &'static str> {
+fn decode_frames(input: &mut Input<'_>, form: Form, frames_end: u64) -> Result<Vec<Frame>, &'static str> {
     let count = input.count(18)?;
     let mut frames = Vec::with_capacity(count);
-    let (mut offset, mut start) = (HEADER_LEN, 0);
+    let (mut offset, mut start) = (form.header_len(), 0);
     for _ in 0..count {
         let (len, raw_len) = (input.number()?, input.number()?);
         let small = |n: u64| u32::try_from(n).ok().filter(|n| (1..=FRAME_MAX).contains(n));
@@ -212,6 +257,7 @@ fn decode_frames(input: &mut Input<'_>, frames_end: u64) -> Result<Vec<Frame>, &
             return Err("a frame is stored longer than it is");
         }
         let digest = digest(input.take(16)?);
+        let len = len + form.overhead();
         frames.push(Frame { offset, start, len, raw_len, digest });
         offset += u64::from(len);
         start += u64::from(raw_len);
@@ -251,10 +297,40 @@ fn decode_extents(input: &mut Input<'_>, at: &mut u64) -> Result<Vec<Extent>, &'
     Ok(extents)
 }
 
+/// The header of a delta, which is sealed under `salt` if there is one.
+pub fn encode_header(salt: Option<Salt>) -> Vec<u8> {
+    let form = if salt.is_some() { Form::Sealed } else { Form::Plain };
+    let mut out = MAGIC.to_vec();
+    out.push(form.version());
+    out.extend(salt.iter().flat_map(|salt| salt.0));
+    out
+}
+
+/// The salt in the header at the start of `bytes`.
+pub fn decode_header(bytes: &[u8]) -> Result<(Form, Option<Salt>), &'static str> {
+    let form = form(bytes)?;
+    let salt = bytes.get(8..).and_then(<[u8]>::first_chunk).map(|salt| Salt(*salt));
+    match form {
+        Form::Plain => Ok((form, None)),
+        Form::Sealed if salt.is_none() => Err("it is shorter than any delta"),
+        Form::Sealed => Ok((form, salt)),
+    }
+}
+
+fn form(start: &[u8]) -> Result<Form, &'static str> {
+    match start.split_first_chunk() {
+        Some((magic, [version, ..])) if *magic == MAGIC => {
+            Form::of(*version).ok_or("this delta has a version that this program does not know")
+        }
+        _ => Err("this is no delta"),
+    }
+}
+
 /// The trailer of a delta whose index is where `index` says.
-pub fn encode_trailer(index: &IndexRef) -> [u8; 64] {
+pub fn encode_trailer(form: Form, index: &IndexRef) -> [u8; 64] {
     let mut out = [0; 64];
-    out[..8].copy_from_slice(&MAGIC);
+    out[..7].copy_from_slice(&MAGIC);
+    out[7] = form.version();
     out[8..16].copy_from_slice(&index.offset.to_le_bytes());
     out[16..20].copy_from_slice(&index.len.to_le_bytes());
     out[20..24].copy_from_slice(&index.raw_len.to_le_bytes());
@@ -265,14 +341,9 @@ pub fn encode_trailer(index: &IndexRef) -> [u8; 64] {
 }
 
 /// Reads a trailer.
-pub fn decode_trailer(trailer: &[u8]) -> Result<IndexRef, &'static str> {
+pub fn decode_trailer(trailer: &[u8]) -> Result<(Form, IndexRef), &'static str> {
     let trailer: &[u8; 64] = trailer.try_into().map_err(|_| "a trailer has 64 bytes")?;
-    if trailer[..7] != MAGIC[..7] {
-        return Err("this is no delta");
-    }
-    if trailer[7] != MAGIC[7] {
-        return Err("this delta has a version that this program does not know");
-    }
+    let form = form(trailer)?;
     if Digest::of(&trailer[..48]).0 != trailer[48..] || trailer[40..48] != [0; 8] {
         return Err("the trailer does not match its digest");
     }
@@ -281,26 +352,39 @@ pub fn decode_trailer(trailer: &[u8]) -> Result<IndexRef, &'static str> {
     len.copy_from_slice(&trailer[16..20]);
     raw_len.copy_from_slice(&trailer[20..24]);
     digest.copy_from_slice(&trailer[24..40]);
-    Ok(IndexRef {
+    let index = IndexRef {
         offset: u64::from_le_bytes(offset),
         len: u32::from_le_bytes(len),
         raw_len: u32::from_le_bytes(raw_len),
         digest: Digest(digest),
-    })
+    };
+    Ok((form, index))
 }
 
 /// Reads the index that `index` describes out of its stored bytes. `object` names the delta in errors.
-pub fn decode_index(object: &str, index: &IndexRef, stored: &[u8]) -> Result<Index> {
+pub fn decode_index(object: &str, units: &Units, index: &IndexRef, stored: &[u8]) -> Result<Index> {
     let corrupt = |what: &str| Error::corrupt(object, format!("the delta's index cannot be read: {what}"));
+    let form = if units.overhead() == 0 { Form::Plain } else { Form::Sealed };
     if index.raw_len > INDEX_MAX {
         return Err(corrupt("it is longer than any index"));
     }
-    let raw_len = usize::try_from(index.raw_len).map_err(|_| corrupt("it is longer than any index"))?;
-    let raw = zstd::bulk::decompress(stored, raw_len).map_err(|e| corrupt(&e.to_string()))?;
-    if raw.len() != raw_len || Digest::of(&raw) != index.digest {
-        return Err(corrupt("it does not match its digest"));
+    let matches = |bytes: &[u8]| match Digest::of(bytes) == index.digest {
+        true => Ok(()),
+        false => Err(corrupt("it does not match its digest")),
+    };
+    if form == Form::Sealed {
+        matches(stored)?;
     }
-    Index::decode(&raw, index.offset).map_err(corrupt)
+    let packed = units.open(object, DIRECTORY, stored)?;
+    let raw_len = usize::try_from(index.raw_len).map_err(|_| corrupt("it is longer than any index"))?;
+    let raw = zstd::bulk::decompress(&packed, raw_len).map_err(|e| corrupt(&e.to_string()))?;
+    if raw.len() != raw_len {
+        return Err(corrupt("it has another length than its place says"));
+    }
+    if form == Form::Plain {
+        matches(&raw)?;
+    }
+    Index::decode(&raw, form, index.offset).map_err(corrupt)
 }
 
 fn put(out: &mut Vec<u8>, mut number: u64) {

@@ -2,14 +2,16 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::format::Form;
 use super::reader::check;
 use super::writer::{LARGE_FRAME, SMALL_FRAME, frame_size};
 use super::*;
+use crate::cipher::Cipher;
 use crate::testing::Random;
 
 /// What a delta says of its disks, byte by byte.
 fn replay(delta: &[u8]) -> BTreeMap<String, BTreeMap<u64, u8>> {
-    let (_, index) = check("d", delta).unwrap();
+    let (_, index) = check("d", &Cipher::None, delta).unwrap();
     let mut stream = Vec::new();
     for frame in &index.frames {
         let at = usize::try_from(frame.offset).unwrap();
@@ -41,7 +43,7 @@ proptest! {
         runs in prop::collection::vec((0u64..20_000, 1usize..9000, 0u8..4, prop::bool::ANY), 0..30),
         frame in 100usize..20_000,
     ) {
-        let mut writer = DeltaWriter::new(frame);
+        let mut writer = DeltaWriter::new(frame, &Cipher::None).unwrap();
         let mut expected: BTreeMap<String, BTreeMap<u64, u8>> = BTreeMap::new();
         let mut random = Random::new(frame as u64);
         let (mut at, mut disk) = (0, String::new());
@@ -75,9 +77,9 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), end in 0u64..500) {
-        let _ = check("d", &bytes);
+        let _ = check("d", &Cipher::None, &bytes);
         let _ = format::decode_trailer(&bytes);
-        if let Ok(index) = Index::decode(&bytes, end) {
+        if let Ok(index) = Index::decode(&bytes, Form::Plain, end) {
             prop_assert_eq!(index.encode(), bytes, "what decodes encodes to the same bytes");
         }
     }
@@ -88,7 +90,7 @@ proptest! {
         let mut changed = raw.clone();
         let at = at % changed.len();
         changed[at] ^= 1 << bit;
-        if let Ok(index) = Index::decode(&changed, end) {
+        if let Ok(index) = Index::decode(&changed, Form::Plain, end) {
             prop_assert_eq!(index.encode(), changed);
         }
     }
@@ -96,7 +98,7 @@ proptest! {
 
 fn sample() -> Vec<u8> {
     let mut random = Random::new(1);
-    let mut writer = DeltaWriter::new(4096);
+    let mut writer = DeltaWriter::new(4096, &Cipher::None).unwrap();
     writer.begin_disk("root");
     writer.data(512, &random.bytes(10_000)).unwrap();
     writer.zero(100_000, 1 << 40).unwrap();
@@ -107,7 +109,7 @@ fn sample() -> Vec<u8> {
 
 /// The extents and the raw stream of a checked delta.
 fn replay_small(delta: &[u8]) -> nbd_proxy::Result<(Index, Vec<u8>)> {
-    let (_, index) = check("vault/d", delta)?;
+    let (_, index) = check("vault/d", &Cipher::None, delta)?;
     let mut stream = Vec::new();
     for frame in &index.frames {
         let at = usize::try_from(frame.offset).unwrap();
@@ -118,7 +120,7 @@ fn replay_small(delta: &[u8]) -> nbd_proxy::Result<(Index, Vec<u8>)> {
 }
 
 fn sample_index() -> (Vec<u8>, u64) {
-    let (reference, index) = check("d", &sample()).unwrap();
+    let (reference, index) = check("d", &Cipher::None, &sample()).unwrap();
     (index.encode(), reference.offset)
 }
 
@@ -138,20 +140,20 @@ fn every_flipped_byte_is_found() {
         }
     }
     for len in 0..good.len() {
-        check("d", &good[..len]).expect_err("truncated");
+        check("d", &Cipher::None, &good[..len]).expect_err("truncated");
     }
 }
 
 #[test]
 fn whole_blocks_of_zeroes_cost_nothing() {
-    let mut writer = DeltaWriter::new(SMALL_FRAME);
+    let mut writer = DeltaWriter::new(SMALL_FRAME, &Cipher::None).unwrap();
     writer.begin_disk("d");
     let mut data = vec![0; 1 << 20];
     data[10_000] = 1;
     writer.data(4096, &data).unwrap();
     writer.data(1 << 30, &[0; 100]).unwrap();
     let bytes = writer.finish().unwrap().to_vec();
-    let (_, index) = check("d", &bytes).unwrap();
+    let (_, index) = check("d", &Cipher::None, &bytes).unwrap();
     let extents = index.extents("d");
     let data: Vec<_> = extents.iter().filter(|extent| extent.at.is_some()).collect();
     assert_eq!((data[0].offset, data[0].len), (4096 + 8192, 4096));
@@ -161,7 +163,7 @@ fn whole_blocks_of_zeroes_cost_nothing() {
 
 #[test]
 fn changes_out_of_order_are_refused() {
-    let mut writer = DeltaWriter::new(SMALL_FRAME);
+    let mut writer = DeltaWriter::new(SMALL_FRAME, &Cipher::None).unwrap();
     assert!(writer.data(0, b"x").is_err(), "no disk was begun");
     writer.begin_disk("d");
     writer.data(100, b"abc").unwrap();
@@ -172,7 +174,7 @@ fn changes_out_of_order_are_refused() {
 #[test]
 fn each_cell_has_its_digest() {
     let mut random = Random::new(3);
-    let mut writer = DeltaWriter::new(LARGE_FRAME);
+    let mut writer = DeltaWriter::new(LARGE_FRAME, &Cipher::None).unwrap();
     writer.begin_disk("before");
     writer.data(0, &random.bytes(100_000)).unwrap();
     writer.begin_disk("d");
@@ -183,7 +185,7 @@ fn each_cell_has_its_digest() {
     }
     writer.zero(260_000, 1 << 30).unwrap();
     writer.data(2 << 30, b"alone").unwrap();
-    let (_, index) = check("d", &writer.finish().unwrap().to_vec()).unwrap();
+    let (_, index) = check("d", &Cipher::None, &writer.finish().unwrap().to_vec()).unwrap();
     let hashed: Vec<_> = index.hashed("d").collect();
     let mut at = 60_000;
     for cell in &hashed[..4] {
@@ -207,7 +209,7 @@ fn scattered_blocks_cost_what_they_are() {
     offsets.sort_unstable();
     offsets.dedup();
     let mut all = Vec::new();
-    let mut writer = DeltaWriter::new(frame_size(4096 * 2000, 2000));
+    let mut writer = DeltaWriter::new(frame_size(4096 * 2000, 2000), &Cipher::None).unwrap();
     writer.begin_disk("d");
     for offset in &offsets {
         let mut block = random.bytes(4096);
@@ -231,11 +233,11 @@ fn long_runs_get_long_frames() {
 /// The bytes of version 1 stay readable for ever.
 #[test]
 fn the_bytes_of_version_1() {
-    let mut writer = DeltaWriter::new(SMALL_FRAME);
+    let mut writer = DeltaWriter::new(SMALL_FRAME, &Cipher::None).unwrap();
     writer.begin_disk("root");
     writer.data(4096, &[0xab; 16]).unwrap();
     writer.zero(8192, 4096).unwrap();
-    let (reference, index) = check("d", &writer.finish().unwrap().to_vec()).unwrap();
+    let (reference, index) = check("d", &Cipher::None, &writer.finish().unwrap().to_vec()).unwrap();
     // One frame of 16 bytes (stored in 14 or so, or raw), one disk, two extents.
     assert_eq!(reference.offset, 8 + u64::from(index.frames[0].len));
     let mut raw = vec![1, index.frames[0].len.to_le_bytes()[0], 16];

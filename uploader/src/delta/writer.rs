@@ -12,8 +12,9 @@ use bytes::Bytes;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::PutPayload;
 
-use super::format::{self, CELL, Extent, FRAME_MAX, Frame, HEADER_LEN, Index, IndexRef, MAGIC, TRAILER_LEN};
+use super::format::{self, CELL, Extent, FRAME_MAX, Form, Frame, Index, IndexRef, TRAILER_LEN};
 use super::pool::{Packed, Pool};
+use crate::cipher::{Cipher, DELTA, DIRECTORY, Salt, Units};
 use crate::digest::{Digest, Hasher};
 
 /// Frames of scattered small changes: a later reader of one block fetches one such frame.
@@ -53,6 +54,8 @@ pub struct Encoded {
     pub logical: u64,
     /// Where its index is.
     pub index: IndexRef,
+    /// What it is sealed under.
+    pub salt: Option<Salt>,
 }
 
 impl Encoded {
@@ -71,6 +74,8 @@ impl Encoded {
 pub struct DeltaWriter {
     frame_size: usize,
     frame: Vec<u8>,
+    units: Units,
+    salt: Option<Salt>,
     pool: Pool,
     submitted_raw: u64,
     index: Index,
@@ -86,21 +91,26 @@ pub struct DeltaWriter {
 
 impl DeltaWriter {
     /// A writer whose frames hold up to `frame_size` raw bytes.
-    pub fn new(frame_size: usize) -> Self {
-        Self {
+    pub fn new(frame_size: usize, cipher: &Cipher) -> Result<Self> {
+        let (salt, units) = cipher.sealer(DELTA)?;
+        let form = if salt.is_some() { Form::Sealed } else { Form::Plain };
+        let body = format::encode_header(salt);
+        Ok(Self {
             frame_size: frame_size.clamp(1, FRAME_MAX as usize),
             frame: Vec::new(),
-            pool: Pool::default(),
+            pool: Pool::new(units.clone()),
+            units,
+            salt,
             submitted_raw: 0,
-            index: Index::default(),
+            index: Index { form, ..Index::default() },
             cell: None,
-            body: MAGIC.to_vec(),
-            stored: HEADER_LEN,
+            body,
+            stored: form.header_len(),
             stored_raw: 0,
             stream: 0,
             extents: 0,
             logical: 0,
-        }
+        })
     }
 
     /// Whatever is added from now on belongs to `disk`.
@@ -205,7 +215,7 @@ impl DeltaWriter {
         let next = Vec::with_capacity(self.frame_size.min(self.frame.capacity()));
         let raw = std::mem::replace(&mut self.frame, next);
         self.submitted_raw += raw.len() as u64;
-        if let Some(packed) = self.pool.submit(raw).map_err(cannot_compress)? {
+        if let Some(packed) = self.pool.submit(raw)? {
             self.store(packed)?;
         }
         Ok(())
@@ -230,27 +240,29 @@ impl DeltaWriter {
         if !self.frame.is_empty() {
             self.submit()?;
         }
-        for packed in std::mem::take(&mut self.pool).finish().map_err(cannot_compress)? {
+        for packed in std::mem::take(&mut self.pool).finish()? {
             self.store(packed)?;
         }
         self.end_cell();
         self.index.disks.retain(|(_, extents)| !extents.is_empty());
         let raw = self.index.encode();
-        let stored = zstd::bulk::compress(&raw, 3).map_err(cannot_compress)?;
+        let packed = zstd::bulk::compress(&raw, 3).map_err(cannot_compress)?;
+        let stored = self.units.seal(DIRECTORY, packed)?;
         let small = |len: usize| u32::try_from(len).map_err(|e| cannot_compress(std::io::Error::other(e)));
         let index = IndexRef {
             offset: self.stored,
             len: small(stored.len())?,
             raw_len: small(raw.len())?,
-            digest: Digest::of(&raw),
+            digest: Digest::of(if self.salt.is_some() { &stored } else { &raw }),
         };
         let size = self.stored + u64::from(index.len) + TRAILER_LEN;
-        let trailer = Bytes::copy_from_slice(&format::encode_trailer(&index));
+        let trailer = Bytes::copy_from_slice(&format::encode_trailer(self.index.form, &index));
         Ok(Encoded {
             pieces: vec![self.body.into(), stored.into(), trailer],
             size,
             logical: self.logical,
             index,
+            salt: self.salt,
         })
     }
 }

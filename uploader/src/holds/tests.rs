@@ -50,7 +50,7 @@ async fn a_catalogue_that_is_published_meanwhile_is_the_one_to_read_by() {
     catalogue::publish(&plain, &Catalogue::empty("m").next()).await.unwrap();
     // As the hold is written, somebody publishes: the second catalogue lies ready under another name until then.
     let second = catalogue::read(&plain, "m", 1).await.unwrap().next();
-    let bytes = catalogue::encode(&second).unwrap();
+    let bytes = catalogue::encode(&plain.named(&keys::catalogue("m", 2)), &second).unwrap();
     let (put, there) = (memory.clone(), object_store::path::Path::from(keys::catalogue("m", 2)));
     let faulty = Faulty::new(memory, move |_, ask, key| {
         if ask == Ask::Put && key.contains("/holds/") {

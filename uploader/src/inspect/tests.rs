@@ -24,7 +24,7 @@ async fn every_object_of_a_vault_can_be_taken_apart() {
     let (mut claims, mut points, mut deltas, mut embedded, mut catalogues) = (0, 0, 0, 0, 0);
     for object in vault.store.list("machines").await.unwrap() {
         let bytes = vault.store.get(&object.key, 1 << 30).await.unwrap();
-        let description = decode(&object.key, &bytes).unwrap();
+        let description = decode(&vault.named(&object.key), &bytes).unwrap();
         assert!(!description.to_string().is_empty());
         assert!(serde_json::to_value(&description).unwrap()["type"].is_string());
         match description {
@@ -42,8 +42,8 @@ async fn every_object_of_a_vault_can_be_taken_apart() {
         let mut flipped = bytes.to_vec();
         let middle = flipped.len() / 2;
         flipped[middle] ^= 1;
-        let error = decode(&object.key, &flipped).unwrap_err();
-        assert_eq!((error.kind, &error.object), (Kind::Corrupt, &object.key));
+        let error = decode(&vault.named(&object.key), &flipped).unwrap_err();
+        assert_eq!((error.kind, &error.object), (Kind::Corrupt, &vault.store.name_of(&object.key)));
     }
     assert_eq!(points, listing::points(&vault, "m").await.unwrap().len());
     assert!(

@@ -13,8 +13,8 @@ fn names_sort_as_numbers_do_and_parse_back() {
 
 #[test]
 fn a_delta_is_never_named_twice() {
-    assert_ne!(new_delta(3), new_delta(3));
-    assert!(new_delta(3).starts_with("00000000000000000003-"));
+    assert_ne!(new_delta(3, None), new_delta(3, None));
+    assert!(new_delta(3, None).starts_with("00000000000000000003-"));
 }
 
 #[test]

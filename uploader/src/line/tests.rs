@@ -14,8 +14,8 @@ fn entry(owner: Owner, content: &str) -> Bytes {
     bytes.into()
 }
 
-fn owner_of(name: &str, entry: &[u8]) -> Result<Owner> {
-    let (writer, rest) = entry.split_at_checked(16).ok_or_else(|| Error::corrupt(name, "short"))?;
+fn owner_of(name: &Named, entry: &[u8]) -> Result<Owner> {
+    let (writer, rest) = entry.split_at_checked(16).ok_or_else(|| Error::corrupt(&name.object, "short"))?;
     Ok(Owner { writer: Uuid::from_slice(writer).unwrap(), generation: rest[0].into() })
 }
 
@@ -24,7 +24,7 @@ fn owner(generation: u64) -> Owner {
 }
 
 fn line(store: Arc<dyn object_store::ObjectStore>) -> Line {
-    Line::new(Store::new(store, "memory://test"), "machines/m/line".to_owned(), owner_of)
+    Line::new(Store::new(store, "memory://test"), Cipher::None, "machines/m/line".to_owned(), owner_of)
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use nbd_proxy::{Error, Kind, Result};
 use tokio::sync::oneshot;
 
 use crate::catalogue::KeptDelta;
+use crate::cipher::Cipher;
 use crate::commit;
 use crate::delta::reader::DeltaReader;
 use crate::delta::{DeltaWriter, Encoded, writer};
@@ -88,8 +89,9 @@ impl Batch {
             return Ok(Vec::new());
         }
         let frames = self.fetch().await?;
+        let cipher = vault.cipher.clone();
         let mut kept = Vec::new();
-        for pack in on_a_thread(move || self.pack(&Frames(frames))).await? {
+        for pack in on_a_thread(move || self.pack(&Frames(frames), cipher)).await? {
             let uploaded = commit::upload(vault, machine, number, pack).await?;
             let delta = uploaded.reference().clone();
             kept.push(KeptDelta { live: delta.size, delta });
@@ -125,11 +127,12 @@ impl Batch {
         Ok(all)
     }
 
-    fn pack(mut self, frames: &Frames) -> Result<Vec<Encoded>> {
+    fn pack(mut self, frames: &Frames, cipher: Cipher) -> Result<Vec<Encoded>> {
         self.pieces.sort_unstable_by_key(|(piece, _)| (piece.disk, piece.offset));
         let data = self.pieces.iter().filter(|(piece, _)| piece.at.is_some());
         let (bytes, count) = data.fold((0, 0), |(bytes, count), (piece, _)| (bytes + piece.len, count + 1));
-        let mut packs = Packs { frame_size: writer::frame_size(bytes, count), done: Vec::new(), open: None };
+        let mut packs =
+            Packs { frame_size: writer::frame_size(bytes, count), cipher, done: Vec::new(), open: None };
         let mut cache = Unpacked::default();
         for (piece, number) in &self.pieces {
             let disk = &self.disks[piece.disk as usize];
@@ -186,6 +189,7 @@ fn runs(reader: &DeltaReader, frames: &[usize]) -> Vec<std::ops::Range<usize>> {
 /// Packs that are being written, one after the other.
 struct Packs {
     frame_size: usize,
+    cipher: Cipher,
     done: Vec<Encoded>,
     open: Option<DeltaWriter>,
 }
@@ -196,7 +200,10 @@ impl Packs {
         if let Some(full) = self.open.take_if(|writer| writer.is_full()) {
             self.done.push(full.finish()?);
         }
-        let writer = self.open.get_or_insert_with(|| DeltaWriter::new(self.frame_size));
+        let writer = match &mut self.open {
+            Some(writer) => writer,
+            none => none.insert(DeltaWriter::new(self.frame_size, &self.cipher)?),
+        };
         writer.begin_disk(disk);
         Ok(writer)
     }

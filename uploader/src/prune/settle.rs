@@ -20,7 +20,7 @@ use super::Mode;
 use super::covered::{self, Covered};
 use super::pack::{Batch, Piece};
 use super::plan::{Gap, Plan};
-use super::survey::Survey;
+use super::survey::{Entry, Survey};
 use crate::blockmap;
 use crate::catalogue::{Catalogue, Kept, KeptDelta};
 use crate::delta::reader::{DeltaReader, Place};
@@ -115,7 +115,7 @@ impl<'a> Layer<'a> {
     }
 
     async fn settle(&mut self, gap: &Gap, last: PointId) -> Result<Kept> {
-        let (mut header, stored) = self.described(last)?;
+        let Entry { mut header, mark, stored, .. } = self.described(last)?;
         let disks: HashSet<String> = header.disks.iter().map(|disk| disk.name.clone()).collect();
         let vault = self.vault;
         let newest_first: Vec<PointId> = gap.path.iter().rev().copied().collect();
@@ -144,15 +144,21 @@ impl<'a> Layer<'a> {
             }
         }
         header.parent = gap.parent;
+        header.parent_mark =
+            gap.parent.map(|parent| self.described(parent)).transpose()?.map(|parent| parent.mark);
         header.bytes = deltas.iter().map(|kept| kept.delta.size).sum();
         header.logical = deltas.iter().map(|kept| kept.delta.logical).sum();
-        Ok(Kept { header, stored, deltas })
+        Ok(Kept { header, mark, stored, deltas })
     }
 
-    fn described(&self, id: PointId) -> Result<(Header, jiff::Timestamp)> {
-        let kept = self.survey.catalogue.point(id.number).map(|kept| (kept.header.clone(), kept.stored));
-        let entry = || self.survey.entries.get(&id.number).map(|entry| (entry.header.clone(), entry.stored));
-        kept.or_else(entry).ok_or_else(|| {
+    fn described(&self, id: PointId) -> Result<Entry> {
+        let kept = self.survey.catalogue.point(id.number).map(|kept| Entry {
+            header: kept.header.clone(),
+            mark: kept.mark,
+            stored: kept.stored,
+            names: Vec::new(),
+        });
+        kept.or_else(|| self.survey.entries.get(&id.number).cloned()).ok_or_else(|| {
             Error::corrupt(&self.survey.catalogue.machine, format!("point {id} is not in the vault"))
         })
     }
@@ -282,14 +288,18 @@ impl Life {
 /// The deltas of a point, newest first, and then what it covers whole.
 async fn steps_of(vault: &Vault, survey: &Survey, id: PointId) -> Result<Vec<Step>> {
     let machine = &survey.catalogue.machine;
-    let object =
-        |name: &str| Source { place: Place { key: keys::delta(machine, name), base: 0 }, embedded: None };
+    let object = |name: &str, salt| Source {
+        place: Place { key: keys::delta(machine, name), base: 0, salt },
+        embedded: None,
+    };
     let whole = |header: &Header| {
         let whole = header.disks.iter().filter(|disk| disk.whole);
         Step::End(whole.map(|disk| disk.name.clone()).collect())
     };
     if let Some(kept) = survey.catalogue.point(id.number) {
-        let step = |kept: &KeptDelta| Step::Delta(kept.delta.clone(), Box::new(object(kept.name())));
+        let step = |kept: &KeptDelta| {
+            Step::Delta(kept.delta.clone(), Box::new(object(kept.name(), kept.delta.salt)))
+        };
         let mut steps: Vec<Step> = kept.deltas.iter().rev().map(step).collect();
         steps.push(whole(&kept.header));
         return Ok(steps);
@@ -297,21 +307,20 @@ async fn steps_of(vault: &Vault, survey: &Survey, id: PointId) -> Result<Vec<Ste
     let key = keys::line_entry(&keys::line_folder(machine), id.number);
     let bytes = vault.store.get(&key, line::ENTRY_LIMIT).await?;
     let name = vault.store.name_of(&key);
-    let entry = point::decode(&name, &bytes)?;
+    let entry = point::decode(&vault.named(&key), &bytes)?;
     let mut base = entry.embedded.start;
     let mut steps = Vec::with_capacity(entry.deltas.len() + 1);
     for delta in entry.deltas {
         let source = match &delta.name {
-            Some(name) => object(name),
+            Some(name) => object(name, delta.salt),
             None => {
-                let place = Place { key: key.clone(), base: base as u64 };
+                let place = Place { key: key.clone(), base: base as u64, salt: delta.salt };
                 let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(base);
                 let index = at(delta.index.offset)..at(delta.index.offset + u64::from(delta.index.len));
                 let stored =
                     bytes.get(index).ok_or_else(|| Error::corrupt(&name, "its index lies outside"))?;
                 base = at(delta.size);
-                let reader =
-                    DeltaReader::with_index(vault.store.clone(), place.clone(), &delta.index, stored)?;
+                let reader = DeltaReader::with_index(vault, place.clone(), &delta.index, stored)?;
                 Source { place, embedded: Some(reader) }
             }
         };
@@ -328,7 +337,7 @@ async fn open(vault: &Vault, mut step: Step) -> Result<(Step, Option<DeltaReader
         Step::End(_) => None,
         Step::Delta(reference, source) => Some(match source.embedded.take() {
             Some(reader) => reader,
-            None => DeltaReader::open(vault.store.clone(), source.place.clone(), &reference.index).await?,
+            None => DeltaReader::open(vault, source.place.clone(), &reference.index).await?,
         }),
     };
     Ok((step, reader))

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 
 use crate::catalogue::{self, Catalogue};
+use crate::digest::Digest;
 use crate::keys::{self, PointId};
 use crate::point::{self, Header};
 use crate::store::{self, Listed};
@@ -21,6 +22,8 @@ const START_GUESS: u64 = 8 << 10;
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub header: Header,
+    /// Tells it from any other of its name.
+    pub mark: Digest,
     /// When the store received it.
     pub stored: Timestamp,
     /// The deltas that it names.
@@ -127,7 +130,8 @@ async fn read(vault: &Vault, object: Listed) -> Result<Entry> {
     if end > start.len() && start.len() as u64 == START_GUESS {
         start = vault.store.get_range(&object.key, 0..end as u64).await.map_err(gone)?;
     }
-    let (header, list) = point::decode_start(&name, &start)?;
+    let (header, list) = point::decode_start(&vault.named(&object.key), &start)?;
+    let mark = point::mark(&name, &start)?;
     let names = list.into_iter().filter_map(|delta| delta.name).collect();
-    Ok(Entry { header, stored: object.modified, names })
+    Ok(Entry { header, mark, stored: object.modified, names })
 }

@@ -157,7 +157,7 @@ async fn entry(
     let key = keys::line_entry(&keys::line_folder(machine), number);
     match vault.store.get_start(&key, START).await {
         Ok(start) => {
-            let (header, list) = point::decode_start(&vault.store.name_of(&key), &start)?;
+            let (header, list) = point::decode_start(&vault.named(&key), &start)?;
             Ok(Some((header.parent, list.into_iter().filter_map(|delta| delta.name).collect())))
         }
         Err(e) if store::is_missing_object(&e) => Ok(None),

@@ -10,48 +10,49 @@ use uuid::Uuid;
 
 use super::*;
 use crate::blockmap::{self, Held};
+use crate::cipher::Cipher;
 use crate::commit::{self, Outcome, Uploaded};
 use crate::delta::{DeltaWriter, Encoded};
+use crate::digest::Digest;
 use crate::listing;
 use crate::point::{EntryKind, Header, PointDisk};
-use crate::store::Store;
 use crate::testing::{Random, contents};
 
 const DISK: usize = 256 << 10;
 
 /// A machine whose points are made here, with what each of them shows.
 struct Maker {
-    store: Store,
+    vault: Vault,
     head: u64,
     generation: u64,
     parent: Option<PointId>,
     disks: BTreeMap<String, Vec<u8>>,
+    marks: BTreeMap<PointId, Digest>,
     shown: BTreeMap<PointId, BTreeMap<String, Vec<u8>>>,
     random: Random,
+    cipher: Cipher,
     /// Disks that the next point covers whole.
     whole: Vec<String>,
 }
 
 impl Maker {
-    fn new(store: &Store, seed: u64) -> Self {
-        Self::with_disks(store, seed, &["a", "b"])
+    fn new(vault: &Vault, seed: u64) -> Self {
+        Self::with_disks(vault, seed, &["a", "b"])
     }
 
-    fn with_disks(store: &Store, seed: u64, names: &[&str]) -> Self {
+    fn with_disks(vault: &Vault, seed: u64, names: &[&str]) -> Self {
         Self {
-            store: store.clone(),
+            vault: vault.clone(),
             head: 0,
             generation: 1,
             parent: None,
             disks: names.iter().map(|name| ((*name).to_owned(), vec![0; DISK])).collect(),
+            marks: BTreeMap::new(),
             shown: BTreeMap::new(),
             random: Random::new(seed),
+            cipher: vault.cipher.clone(),
             whole: names.iter().map(|name| (*name).to_owned()).collect(),
         }
-    }
-
-    async fn vault(&self) -> Vault {
-        Vault::at(self.store.clone()).await.unwrap()
     }
 
     fn header(&self, kind: EntryKind, time: Timestamp) -> Header {
@@ -70,6 +71,7 @@ impl Maker {
             host: "here".to_owned(),
             kind,
             parent: self.parent,
+            parent_mark: self.parent.map(|parent| self.marks[&parent]),
             time,
             disks: if kind == EntryKind::Claim { Vec::new() } else { self.disks.iter().map(disk).collect() },
             bytes: 0,
@@ -86,7 +88,7 @@ impl Maker {
         }
         self.parent = fork;
         let header = self.header(EntryKind::Claim, time);
-        let vault = self.vault().await;
+        let vault = self.vault.clone();
         let appended = commit::append(&commit::line(&vault, "m"), header, &[], None).await.unwrap();
         assert!(matches!(appended, Outcome::Committed(_)));
         self.head += 1;
@@ -94,7 +96,7 @@ impl Maker {
 
     /// A point after `writes` random writes; one of `count` deltas is embedded, the others are objects.
     async fn point(&mut self, time: Timestamp, writes: usize, count: usize) -> PointId {
-        let vault = self.vault().await;
+        let vault = self.vault.clone();
         let mut deltas = Vec::new();
         for _ in 0..count {
             deltas.push(self.delta(writes));
@@ -107,7 +109,10 @@ impl Maker {
         let named: Vec<&Uploaded> = uploaded.iter().collect();
         let header = self.header(EntryKind::Crash, time);
         let id = header.id();
-        commit::append(&commit::line(&vault, "m"), header, &named, embedded.as_ref()).await.unwrap();
+        let line = commit::line(&vault, "m");
+        let appended = commit::append(&line, header, &named, embedded.as_ref()).await.unwrap();
+        let Outcome::Committed(committed) = appended else { panic!("{id} was there") };
+        self.marks.insert(id, committed.mark());
         self.whole.clear();
         self.head += 1;
         self.parent = Some(id);
@@ -116,7 +121,7 @@ impl Maker {
     }
 
     fn delta(&mut self, writes: usize) -> Encoded {
-        let mut writer = DeltaWriter::new(16 << 10);
+        let mut writer = DeltaWriter::new(16 << 10, &self.cipher).unwrap();
         let names: Vec<String> = self.disks.keys().cloned().collect();
         for name in names {
             let mut ranges: BTreeMap<usize, usize> = BTreeMap::new();
@@ -219,8 +224,8 @@ fn minute(minute: i64) -> Timestamp {
 
 /// Claim 1; points 2 to 25, one for each ten minutes of four hours, with deltas of every kind; a resync of one disk on
 /// the way; a second generation from a point in the middle, with points of two more hours.
-async fn history(store: &Store, seed: u64) -> Maker {
-    let mut maker = Maker::new(store, seed);
+async fn history(vault: &Vault, seed: u64) -> Maker {
+    let mut maker = Maker::new(vault, seed);
     maker.claim(None, minute(0)).await;
     for number in 0..24 {
         if number == 9 {

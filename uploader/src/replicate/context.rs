@@ -20,7 +20,7 @@ use super::throttle::Throttle;
 use super::{Connect, Inbox, Settings, Waiter};
 use crate::commit::{self, Committed, Outcome};
 use crate::line::Line;
-use crate::point::{EntryKind, Header, PointDisk};
+use crate::point::{self, EntryKind, Header, PointDisk};
 use crate::source::AnySource;
 use crate::store::Counts;
 use crate::vault::Vault;
@@ -114,10 +114,13 @@ impl Context {
             let (line, state) = (&ready.line, &mut ready.state);
             state.head = line.find_head().await?;
             state.generation = 1;
-            state.point = None;
+            (state.point, state.point_mark) = (None, None);
             if let Some(bytes) = line.read(state.head).await? {
                 let head = commit::read(line, state.head, &bytes)?;
-                state.point = if head.is_point() { Some(head.id()) } else { head.parent };
+                (state.point, state.point_mark) = match head.is_point() {
+                    true => (Some(head.id()), Some(point::mark(&line.key(state.head), &bytes)?)),
+                    false => (head.parent, head.parent_mark),
+                };
                 if head.writer == state.writer {
                     // A claim of ours whose reply was lost.
                     state.generation = head.generation;
@@ -152,6 +155,7 @@ impl Context {
             host: self.settings.host.clone(),
             kind,
             parent: state.point,
+            parent_mark: state.point_mark,
             time,
             disks,
             bytes: 0,
@@ -175,7 +179,7 @@ impl Context {
 
     fn follow(&self, ready: &mut Ready, entry: &Committed, whole_sync: bool) -> Result<()> {
         let sync = ready.state.sync.clone();
-        ready.state.remember(entry.header(), whole_sync);
+        ready.state.remember(entry.header(), entry.mark(), whole_sync);
         ready.state.save(&self.settings.state_dir)?;
         if let Some(sync) = sync.filter(|_| ready.state.sync.is_none()) {
             ready.journal = None;

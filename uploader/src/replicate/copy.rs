@@ -20,6 +20,7 @@ use super::state::{SyncDisk, SyncState};
 use super::status::Phase;
 use super::sync::unreadable;
 use super::throttle::Throttle;
+use crate::cipher::Cipher;
 use crate::commit::Uploaded;
 use crate::delta::DeltaWriter;
 use crate::delta::format::CELL;
@@ -90,7 +91,7 @@ impl Work<'_> {
             machine: self.ctx.settings.machine.clone(),
             disk: disk.name.clone(),
             size: disk.size,
-            head: disk.against,
+            head: disk.against.map(|point| (point, self.ready.state.mark_of(point))),
             journal: journal.map(|delta| delta.reference().clone()).collect(),
             folder: self.ctx.settings.state_dir.clone(),
         };
@@ -151,8 +152,9 @@ impl Work<'_> {
         let (last, rest) = oneshot::channel();
         let name = disk.name.clone();
         let compare = held.map(Compare::new);
+        let cipher = self.ready.vault.cipher.clone();
         let mut packing = Packing::start(turn, move |exit| {
-            let rest = pack_copy(&name, pieces, compare, exit)?;
+            let rest = pack_copy(&name, &cipher, pieces, compare, exit)?;
             // Nobody asks when the step was dropped.
             let _ = last.send(rest);
             Ok(())
@@ -321,16 +323,17 @@ fn split(extent: Extent, from: u64, step: u64) -> impl Iterator<Item = (u64, u64
 /// delta.
 fn pack_copy(
     disk: &str,
+    cipher: &Cipher,
     mut pieces: mpsc::Receiver<Piece>,
     mut compare: Option<Compare>,
     exit: &Exit<Copied>,
 ) -> Result<Copied> {
     let begin = || {
-        let mut writer = DeltaWriter::new(LARGE_FRAME);
+        let mut writer = DeltaWriter::new(LARGE_FRAME, cipher)?;
         writer.begin_disk(disk);
-        writer
+        Ok::<_, Error>(writer)
     };
-    let (mut writer, mut copied) = (begin(), Copied::default());
+    let (mut writer, mut copied) = (begin()?, Copied::default());
     while let Some(Piece { offset, len, content }) = pieces.blocking_recv() {
         let everything = [(offset, len)];
         let before = compare.as_ref().map_or(0, |compare| compare.undecided);
@@ -364,7 +367,7 @@ fn pack_copy(
             }
         }
         if writer.is_full() {
-            let full = std::mem::replace(&mut writer, begin());
+            let full = std::mem::replace(&mut writer, begin()?);
             exit.hand_on(full.finish()?, std::mem::take(&mut copied))?;
         }
     }

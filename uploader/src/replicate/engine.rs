@@ -272,7 +272,7 @@ impl Work<'_> {
 
     /// Uploads what the closing cut holds, or returns it for embedding if it is one small delta.
     async fn ship_closing(&mut self, cut: &Cut) -> Result<Option<(Vec<Uploaded>, Option<Encoded>)>> {
-        let mut packing = ship::pack_cut(cut).await?;
+        let mut packing = ship::pack_cut(cut, &self.ready.vault.cipher).await?;
         let mut first: Vec<Packed<()>> = Vec::new();
         let small = |packed: &Packed<()>| packed.delta.size <= ship::EMBED_MAX;
         // Nothing large may be held while waiting for more: it takes room that others need.

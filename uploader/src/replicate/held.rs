@@ -73,8 +73,8 @@ pub(super) struct Wanted {
     pub disk: String,
     /// The size that the next point will have.
     pub size: u64,
-    /// The point that the next one builds on.
-    pub head: Option<PointId>,
+    /// The point that the next one builds on, with its mark.
+    pub head: Option<(PointId, Option<Digest>)>,
     /// What the next point will hold besides, in the order in which it applies.
     pub journal: Vec<DeltaRef>,
     /// Where the scratch file may be.
@@ -95,21 +95,23 @@ pub(super) struct Held {
 /// Goes through all deltas that `wanted` names.
 pub(super) async fn build(vault: Vault, wanted: Wanted) -> Result<Held> {
     let mut held = Held::create(&wanted)?;
-    let place = |name| Place { key: keys::delta(&wanted.machine, name), base: 0 };
-    let journal = wanted.journal.iter().rev().filter_map(|delta| Some((delta.name.as_deref()?, delta.index)));
-    let journal: Vec<Found> = journal.map(|(name, index)| Found::Object(place(name), index)).collect();
+    let object = |delta: &DeltaRef| {
+        let key = keys::delta(&wanted.machine, delta.name.as_deref()?);
+        Some(Found::Object(Place { key, base: 0, salt: delta.salt }, delta.index))
+    };
+    let journal: Vec<Found> = wanted.journal.iter().rev().filter_map(object).collect();
     held.add_all(&vault, &wanted.disk, journal).await?;
     let mut chain = Chain::new(&vault, &wanted.machine);
     let mut next = wanted.head;
-    while let Some(point) = next {
-        let mut ancestor = chain.entry(point).await?;
+    while let Some((point, mark)) = next {
+        let mut ancestor = chain.entry(point, mark).await?;
         ancestor.deltas.reverse();
         held.add_all(&vault, &wanted.disk, ancestor.deltas).await?;
         if ancestor.header.disks.iter().any(|disk| disk.name == wanted.disk && disk.whole) {
             break;
         }
         let no_base = || blockmap::without_base(&wanted.machine, point, &wanted.disk);
-        next = Some(ancestor.header.parent.ok_or_else(no_base)?);
+        next = Some((ancestor.header.parent.ok_or_else(no_base)?, ancestor.header.parent_mark));
     }
     held.scratch.flush().map_err(|e| Error::io("write", &held.path, e))?;
     Ok(held)
@@ -131,7 +133,7 @@ impl Held {
             // A decoded index takes up to three times the memory of a raw one, which is there as well for a while.
             let raw = if let Found::Object(_, index) = &found { u64::from(index.raw_len) } else { 0 };
             let room = ship::room(4 * raw).await?;
-            Ok::<_, Error>((found.open(vault.store.clone()).await?, room))
+            Ok::<_, Error>((found.open(vault).await?, room))
         };
         let mut opened = stream::iter(deltas).map(open).buffered(PARALLEL);
         while let Some(delta) = opened.next().await {

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
 use crate::changes;
+use crate::cipher::Cipher;
 use crate::commit::{self, Uploaded};
 use crate::delta::Encoded;
 use crate::vault::Vault;
@@ -168,10 +169,10 @@ impl<T: Send + 'static> Packing<T> {
 }
 
 /// Packs what `cut` holds, when it is its turn.
-pub(super) async fn pack_cut(cut: &Cut) -> Result<Packing<()>> {
+pub(super) async fn pack_cut(cut: &Cut, cipher: &Cipher) -> Result<Packing<()>> {
     let turn = Turn::to_cut(cut).await?;
-    let cut = cut.clone();
-    Packing::start(turn, move |exit| changes::pack(&cut, &mut |delta| exit.hand_on(delta, ())))
+    let (cut, cipher) = (cut.clone(), cipher.clone());
+    Packing::start(turn, move |exit| changes::pack(&cut, &cipher, &mut |delta| exit.hand_on(delta, ())))
 }
 
 fn failed(error: &dyn std::error::Error) -> Error {

@@ -13,6 +13,7 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::digest::Digest;
 use crate::keys::PointId;
 use crate::line::Owner;
 use crate::point::{Gap, Header};
@@ -96,6 +97,9 @@ pub struct State {
     pub head: u64,
     /// The newest point, which the next one names as its parent.
     pub point: Option<PointId>,
+    /// That point's mark.
+    #[serde(default)]
+    pub point_mark: Option<Digest>,
     /// Its instant.
     pub time: Option<Timestamp>,
     /// The disks as it holds them, as far as they can be built upon.
@@ -124,6 +128,7 @@ impl State {
             claimed: false,
             head: 0,
             point: None,
+            point_mark: None,
             time: None,
             disks: BTreeMap::new(),
             sync: None,
@@ -173,19 +178,24 @@ impl State {
         Owner { writer: self.writer, generation: self.generation }
     }
 
-    /// The vault has the entry `header`, which is ours. A point that holds the whole sync under way makes all its disks
+    /// The mark of `point`, if that is the newest one.
+    pub fn mark_of(&self, point: PointId) -> Option<Digest> {
+        self.point_mark.filter(|_| self.point == Some(point))
+    }
+
+    /// The vault has the entry `header`, which is ours and has this mark. A point that holds the whole sync under way makes all its disks
     /// exact and ends the sync.
     ///
     /// Any other point was on its way when an earlier step was dropped. Logs that came later may have been released on
     /// the strength of the journal alone, so the sync and its journal stay, for the next point to follow with. Nor does
     /// such a point make anything exact that is not known to be: what it held may have been given up since. And whatever
     /// was compared with the point before it has to be compared again: what it changed may have been left out as equal.
-    pub fn remember(&mut self, header: &Header, whole_sync: bool) {
+    pub fn remember(&mut self, header: &Header, mark: Digest, whole_sync: bool) {
         self.head = header.number;
         if !header.is_point() {
             return;
         }
-        self.point = Some(header.id());
+        (self.point, self.point_mark) = (Some(header.id()), Some(mark));
         self.time = Some(header.time);
         if !whole_sync {
             let agrees = |name: &str, known: &Known| {

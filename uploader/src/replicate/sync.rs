@@ -279,7 +279,7 @@ impl Work<'_> {
     /// Ships the log so far, so that it can be released; `false` means that tracking changed.
     pub async fn intermediate_cut(&mut self) -> Result<bool> {
         let Some(cut) = self.cut(CutRequest::default()).await? else { return Ok(false) };
-        let mut packing = ship::pack_cut(&cut).await?;
+        let mut packing = ship::pack_cut(&cut, &self.ready.vault.cipher).await?;
         let mut uploaded = Vec::new();
         let keep = |delta, ()| {
             uploaded.push(delta);

@@ -1,7 +1,4 @@
-//! When whole compares may begin by themselves, and the clock that says so.
-
-use std::fmt;
-use std::sync::Arc;
+//! When whole compares may begin by themselves.
 
 use jiff::ZonedDateTime;
 use jiff::civil::Time;
@@ -35,30 +32,6 @@ impl ResyncWindow {
         let tomorrow =
             || now.date().tomorrow().ok()?.to_datetime(from).to_zoned_datetime(now.time_zone().clone()).ok();
         today.filter(|today| today > now).or_else(tomorrow)
-    }
-}
-
-type Tell = dyn Fn() -> ZonedDateTime + Send + Sync;
-
-/// Tells the local time.
-#[derive(Clone)]
-pub struct Clock(Arc<Tell>);
-
-impl Clock {
-    /// A clock that asks `tell`.
-    pub fn new(tell: impl Fn() -> ZonedDateTime + Send + Sync + 'static) -> Self {
-        Self(Arc::new(tell))
-    }
-
-    /// The local time.
-    pub fn now(&self) -> ZonedDateTime {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
     }
 }
 

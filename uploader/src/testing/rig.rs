@@ -105,6 +105,7 @@ impl Rig {
             log_dir: None,
             read_only: false,
             log_limit: Some(1 << 30),
+            upstream: Default::default(),
         };
         rig.with(|inner| inner.settings.disks.push(disk));
         rig.start_proxy();
@@ -130,6 +131,7 @@ impl Rig {
             log_dir: None,
             read_only: false,
             log_limit: Some(limit),
+            upstream: Default::default(),
         };
         self.with(|inner| {
             inner.settings.disks.push(disk);

@@ -34,7 +34,17 @@ impl Platter {
         self.cache.clone_from(&self.stable);
     }
 
-    fn write(&mut self, offset: u64, len: usize, data: Option<&[u8]>) {
+    /// All zeroes, and durable.
+    pub fn new(size: usize) -> Self {
+        Self { cache: vec![0; size], stable: vec![0; size], ..Self::default() }
+    }
+
+    /// Makes a range durable.
+    pub fn sync_range(&mut self, at: usize, len: usize) {
+        self.stable[at..at + len].copy_from_slice(&self.cache[at..at + len]);
+    }
+
+    pub fn write(&mut self, offset: u64, len: usize, data: Option<&[u8]>) {
         let at = usize::try_from(offset).unwrap();
         match data {
             Some(data) => self.cache[at..at + len].copy_from_slice(data),
@@ -43,7 +53,7 @@ impl Platter {
         self.unsynced.extend(at / SECTOR..(at + len).div_ceil(SECTOR));
     }
 
-    fn sync(&mut self) -> io::Result<()> {
+    pub fn sync(&mut self) -> io::Result<()> {
         let unsynced = std::mem::take(&mut self.unsynced);
         if self.fail_sync {
             return Err(io::Error::from_raw_os_error(5));

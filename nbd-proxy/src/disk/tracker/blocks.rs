@@ -85,6 +85,14 @@ impl Tracker {
         self.suspect = true;
     }
 
+    /// Whatever no sync of the backing has covered may not be there any more.
+    pub fn suspect_unsynced(&mut self) {
+        for range in self.intent.at_risk().ranges() {
+            self.dirty.mark(range.start, range.end - range.start);
+        }
+        self.suspect = true;
+    }
+
     /// Marks what is in flight as well: a bitmap that is saved, or stands for a log that is gone, must name it.
     pub fn mark_in_flight(&mut self) {
         let held: Vec<_> = self.ranges.held().cloned().collect();

@@ -33,6 +33,7 @@ impl Left {
             mount: "5 5".to_owned(),
             image,
             clean: false,
+            afar: Default::default(),
         };
         let era = Era { boot: "1".to_owned(), mount: "5 5".to_owned() };
         let marks = Some(Marks { regions: Regions::none(8192), until: i64::MAX / 2 });

@@ -13,7 +13,7 @@ fn id(generation: u64, number: u64) -> PointId {
 async fn what_is_kept_restores_exactly_and_the_rest_is_gone() {
     for seed in 0..6 {
         let vault = memory_vault().await;
-        let maker = history(&vault.store, seed).await;
+        let maker = history(&vault, seed).await;
         let report = prune(&vault, "m", &at_once()).await.unwrap();
         let kept = maker.check(&vault).await;
         // The newest of each hour of each generation, the fork, and the newest of all with what it goes on from.
@@ -36,7 +36,7 @@ async fn what_is_kept_restores_exactly_and_the_rest_is_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn to_prune_again_changes_nothing() {
     let vault = memory_vault().await;
-    let maker = history(&vault.store, 7).await;
+    let maker = history(&vault, 7).await;
     prune(&vault, "m", &at_once()).await.unwrap();
     let keys = async || -> Vec<String> {
         let listed = vault.store.list("machines").await.unwrap();
@@ -53,7 +53,7 @@ async fn to_prune_again_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn prunings_follow_each_other() {
     let vault = memory_vault().await;
-    let mut maker = history(&vault.store, 8).await;
+    let mut maker = history(&vault, 8).await;
     for round in 0..8 {
         prune(&vault, "m", &at_once()).await.unwrap();
         for number in 0..9 {
@@ -73,7 +73,7 @@ async fn prunings_follow_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsal_says_exactly_what_goes_and_changes_nothing() {
     let vault = memory_vault().await;
-    let maker = history(&vault.store, 9).await;
+    let maker = history(&vault, 9).await;
     let before = vault.store.list("machines").await.unwrap();
     let said = rehearse(&vault, "m", &at_once()).await.unwrap();
     assert_eq!(vault.store.list("machines").await.unwrap(), before);
@@ -101,7 +101,7 @@ async fn objects_go_after_the_wait_by_the_stores_clock() {
     let start = minute(100_000);
     let clock = Clocked::new(Arc::new(InMemory::new()), start);
     let vault = vault_in(clock.clone()).await;
-    let maker = history(&vault.store, 10).await;
+    let maker = history(&vault, 10).await;
     let settings =
         Settings { wait: hours(1), policy: Policy { all: hours(1), hourly: hours(9), ..at_once().policy } };
     clock.set(start + SignedDuration::from_mins(59));
@@ -132,7 +132,7 @@ async fn objects_go_after_the_wait_by_the_stores_clock() {
 async fn what_the_store_will_not_delete_is_counted_and_no_error() {
     let memory = Arc::new(InMemory::new());
     let plain = vault_in(memory.clone()).await;
-    let maker = history(&plain.store, 11).await;
+    let maker = history(&plain, 11).await;
     let locked =
         Faulty::new(memory, |_, ask, _| if ask == Ask::Delete { Fault::Denied } else { Fault::None });
     let vault = vault_in(locked).await;
@@ -152,7 +152,7 @@ async fn what_the_store_will_not_delete_is_counted_and_no_error() {
 #[tokio::test]
 async fn a_policy_or_a_machine_that_cannot_be_is_refused() {
     let vault = memory_vault().await;
-    history(&vault.store, 12).await;
+    history(&vault, 12).await;
     let before = vault.store.list("machines").await.unwrap();
     let nothing = Policy { all: Duration::ZERO, hourly: Duration::ZERO, ..at_once().policy };
     let refused = prune(&vault, "m", &Settings { policy: nothing, ..at_once() }).await.unwrap_err();
@@ -167,13 +167,13 @@ async fn a_policy_or_a_machine_that_cannot_be_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_branch_keeps_what_it_goes_on_from() {
     let vault = memory_vault().await;
-    let mut maker = history(&vault.store, 13).await;
+    let mut maker = history(&vault, 13).await;
     let fork = id(1, 10);
     let delta = commit::upload(&vault, "m", 11, maker.delta(2)).await.unwrap();
     let header = Header { number: 11, parent: Some(fork), ..maker.header(EntryKind::Crash, minute(0)) };
     let list = [delta.reference().clone()];
-    let entry = crate::point::encode(&header, &list, None).unwrap();
     let key = format!("{}/1-{}/{:020}", keys::branches_folder("m"), Uuid::nil().simple(), 11);
+    let entry = crate::point::encode(&vault.named(&key), &header, &list, None).unwrap();
     vault.store.put(&key, entry.into()).await.unwrap();
     prune(&vault, "m", &at_once()).await.unwrap();
     assert!(listing::points(&vault, "m").await.unwrap().iter().any(|point| point.id == fork));

@@ -20,7 +20,7 @@ async fn shape(vault: &Vault) -> (Vec<PointId>, u64, usize, u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pruning_that_ends_at_any_request_is_run_again() {
     let memory = Arc::new(InMemory::new());
-    let mut maker = Maker::new(&vault_in(memory.clone()).await.store, 20);
+    let mut maker = Maker::new(&vault_in(memory.clone()).await, 20);
     maker.claim(None, minute(0)).await;
     for number in 0..9 {
         maker.point(minute(number * 15), 3, 1 + usize::try_from(number % 2).unwrap()).await;
@@ -53,7 +53,7 @@ async fn a_pruning_that_ends_at_any_request_is_run_again() {
 async fn of_two_prunings_one_publishes_and_the_other_begins_again() {
     let memory = Arc::new(InMemory::new());
     let plain = vault_in(memory.clone()).await;
-    let maker = history(&plain.store, 21).await;
+    let maker = history(&plain, 21).await;
     // The first one hangs when it publishes; the second one goes through, and so does a third.
     let slow = Faulty::new(memory.clone(), |_, ask, key| {
         if ask == Ask::Put && key.ends_with("/catalogue/00000000000000000001") {
@@ -93,7 +93,7 @@ async fn of_two_prunings_one_publishes_and_the_other_begins_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_delta_ends_the_pruning_and_deletes_nothing() {
     let vault = vault_in(Arc::new(InMemory::new())).await;
-    history(&vault.store, 22).await;
+    history(&vault, 22).await;
     let listed = vault.store.list("machines/m/deltas").await.unwrap();
     let key = &listed[1].key;
     let mut bytes = vault.store.get(key, 1 << 30).await.unwrap().to_vec();

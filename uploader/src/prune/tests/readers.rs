@@ -24,7 +24,7 @@ async fn shown(vault: &Vault, hold: &Hold, point: PointId) -> nbd_proxy::Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_in_progress_survives_prunings_that_want_its_objects() {
     let vault = memory_vault().await;
-    let mut maker = history(&vault.store, 30).await;
+    let mut maker = history(&vault, 30).await;
     // One reads by no catalogue, one by the first; both through two more prunings.
     let first = id(1, 8);
     let hold = Hold::take(&vault, "m", first).await.unwrap();
@@ -58,7 +58,7 @@ async fn a_restore_in_progress_survives_prunings_that_want_its_objects() {
 async fn a_hold_taken_while_a_pruning_plans_is_found_before_it_deletes() {
     let memory = Arc::new(InMemory::new());
     let plain = vault_in(memory.clone()).await;
-    let maker = history(&plain.store, 31).await;
+    let maker = history(&plain, 31).await;
     let point = id(1, 9);
     let inner = memory.clone();
     let faulty = Faulty::new(memory, move |_, ask, key| {
@@ -83,7 +83,7 @@ async fn a_hold_taken_while_a_pruning_plans_is_found_before_it_deletes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pinned_point_stays_until_it_is_unpinned() {
     let vault = memory_vault().await;
-    let maker = history(&vault.store, 32).await;
+    let maker = history(&vault, 32).await;
     let point = id(1, 9);
     pins::pin(&vault, "m", point).await.unwrap();
     pins::pin(&vault, "m", point).await.unwrap();
@@ -106,11 +106,11 @@ async fn a_pinned_point_stays_until_it_is_unpinned() {
 async fn a_pin_set_while_a_pruning_plans_is_kept() {
     let memory = Arc::new(InMemory::new());
     let plain = vault_in(memory.clone()).await;
-    let maker = history(&plain.store, 33).await;
+    let maker = history(&plain, 33).await;
     let point = id(1, 9);
     let mut pinned = Catalogue::empty("m").next();
     pinned.pins.insert(point);
-    let bytes = catalogue::encode(&pinned).unwrap();
+    let bytes = catalogue::encode(&plain.named(&keys::catalogue("m", 1)), &pinned).unwrap();
     let inner = memory.clone();
     let first = Path::from(keys::catalogue("m", 1));
     let faulty = Faulty::new(memory, move |_, ask, key| {

@@ -19,7 +19,7 @@ async fn after_years_every_kept_point_restores_and_two_thirds_are_alive() {
     let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
     let clock = Clocked::new(Arc::new(InMemory::new()), start);
     let vault = vault_in(clock.clone()).await;
-    let mut maker = Maker::with_disks(&vault.store, 40, &["a"]);
+    let mut maker = Maker::with_disks(&vault, 40, &["a"]);
     maker.claim(None, start).await;
     let settings = Settings { policy: Policy::default(), wait: WAIT };
     let mut now = start;

@@ -7,6 +7,7 @@ use nbd_proxy::tracking::CutDisk;
 use uuid::Uuid;
 
 use super::*;
+use crate::cipher::Cipher;
 use crate::delta::DeltaWriter;
 
 fn cut(bytes: u64, records: u64) -> Cut {
@@ -17,7 +18,7 @@ fn cut(bytes: u64, records: u64) -> Cut {
 }
 
 fn delta() -> Encoded {
-    let mut writer = DeltaWriter::new(1 << 16);
+    let mut writer = DeltaWriter::new(1 << 16, &Cipher::None).unwrap();
     writer.begin_disk("d");
     writer.zero(0, 4096).unwrap();
     writer.finish().unwrap()

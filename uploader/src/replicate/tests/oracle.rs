@@ -20,7 +20,7 @@ async fn points_cut_under_load_are_exact() {
         let rig = Rig::new(&[("a", 3 * MIB + 512), ("b", MIB)], seed);
         rig.churn(20);
         rig.write_between(true);
-        let vault = testing::memory_vault().await;
+        let vault = testing::by_seed(testing::memory_vault().await, seed);
         let mut settings = rig.settings();
         // Many intermediate cuts in the sync, and points in between ours.
         settings.interval = Duration::from_millis(1 + seed % 5);
@@ -44,6 +44,7 @@ async fn an_uploader_killed_at_any_request_goes_on() {
         rig.write_between(true);
         let memory = Arc::new(InMemory::new());
         let clean = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
+        let clean = testing::by_seed(clean, seed);
         let mut random = Random::new(seed + 1000);
         for life in 0..15 {
             // Each life ends at one request, which may or may not have happened.
@@ -55,8 +56,8 @@ async fn an_uploader_killed_at_any_request_goes_on() {
                     if number > last { fault } else { Fault::None }
                 },
             );
-            let opened = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
-            let vault = Vault { store: crate::store::Store::new(faulty.clone(), "memory://test"), ..opened };
+            let store = crate::store::Store::new(faulty.clone(), "memory://test");
+            let vault = Vault { store, ..clean.clone() };
             let mut settings = rig.settings();
             settings.interval = Duration::from_millis(1 + random.below(4));
             let handle = start(settings, rig.clone(), connect(&vault));
@@ -84,7 +85,7 @@ async fn a_log_that_overflows_again_and_again_costs_no_exactness() {
         println!("seed {seed}");
         let rig = Rig::with_log_limit(&[("a", 2 * MIB), ("b", MIB)], seed, 1 << 20);
         rig.churn(20);
-        let vault = testing::memory_vault().await;
+        let vault = testing::by_seed(testing::memory_vault().await, seed);
         let mut settings = rig.settings();
         settings.interval = Duration::from_millis(2);
         let handle = start(settings, rig.clone(), connect(&vault));
@@ -134,6 +135,7 @@ async fn syncs_of_every_scope_survive_everything() {
         rig.write_between(true);
         let memory = Arc::new(InMemory::new());
         let clean = vault_in(Arc::clone(&memory) as Arc<dyn object_store::ObjectStore>).await;
+        let clean = testing::by_seed(clean, seed);
         let mut random = Random::new(seed + 2000);
         for _ in 0..6 {
             // Mostly from a point on, which is what makes a sync less than whole.
