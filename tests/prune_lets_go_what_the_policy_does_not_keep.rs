@@ -71,7 +71,8 @@ impl Made {
             };
             let key = keys::line_entry(&keys::line_folder("m"), n);
             let named = Named { object: key.clone(), ..vault.named(&key) };
-            let entry = point::encode(&named, &header, &[DeltaRef::to(&delta, None)], Some(&delta)).expect("an entry");
+            let entry = point::encode(&named, &header, &[DeltaRef::to(&delta, None)], Some(&delta))
+                .expect("an entry");
             let file = scratch.join("vault").join(&key);
             std::fs::write(&file, &entry).expect("an entry");
             age(&file, 48);
@@ -85,7 +86,10 @@ impl Made {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-        command.args(args).args(["--json", "--vault", &url(&self.scratch)]).env("LIFEBOAT_CONFIG", "/nowhere");
+        command
+            .args(args)
+            .args(["--json", "--vault", &url(&self.scratch)])
+            .env("LIFEBOAT_CONFIG", "/nowhere");
         command
     }
 
@@ -106,7 +110,8 @@ impl Made {
                     folders.push(path);
                     continue;
                 }
-                let key = path.strip_prefix(self.scratch.join("vault")).expect("below it").display().to_string();
+                let key =
+                    path.strip_prefix(self.scratch.join("vault")).expect("below it").display().to_string();
                 found.insert(key, path.metadata().expect("a file").len());
             }
         }
@@ -121,7 +126,10 @@ impl Made {
     fn restores(&self, id: &str) {
         let to = self.scratch.join("to");
         self.json(&["restore", "m", "--force", "--point", id, "--to", to.to_str().expect("a plain path")]);
-        assert!(std::fs::read(to.join("root.raw")).expect("the disk") == self.hours[id], "{id} shows something else");
+        assert!(
+            std::fs::read(to.join("root.raw")).expect("the disk") == self.hours[id],
+            "{id} shows something else"
+        );
     }
 }
 

@@ -99,7 +99,7 @@ pub fn hold_folder(machine: &str) -> String {
 
 /// A name, never used before, for a hold.
 pub fn new_hold(machine: &str) -> String {
-    format!("{}/{}", hold_folder(machine), Uuid::new_v4().simple())
+    format!("{}/{}", hold_folder(machine), Salt::draw())
 }
 
 /// The machine's folder of objects that were written to learn the time.
@@ -109,7 +109,7 @@ pub fn clock_folder(machine: &str) -> String {
 
 /// A name, never used before, for an object that is written to learn the time.
 pub fn new_clock(machine: &str) -> String {
-    format!("{}/{}", clock_folder(machine), Uuid::new_v4().simple())
+    format!("{}/{}", clock_folder(machine), Salt::draw())
 }
 
 /// Names a point or a claim, uniquely over all generations of a machine: `g<generation>-<number>`.

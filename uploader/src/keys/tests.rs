@@ -39,7 +39,7 @@ fn names_that_no_store_could_hold_are_refused() {
 
 #[test]
 fn a_deltas_name_says_for_which_entry_it_was_made() {
-    assert_eq!(parse_delta(&new_delta(17)), Some(17));
+    assert_eq!(parse_delta(&new_delta(17, None)), Some(17));
     for wrong in
         ["", "17", "00000000000000000017", "00000000000000000017-", "17-0123456789abcdef0123456789abcdef"]
     {
