@@ -22,7 +22,7 @@ use std::time::Duration;
 use nbd_proxy::backing::upstream::Settings as Patience;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
-use uploader::replicate::ResyncWindow;
+use uploader::replicate::{OnFenced, ResyncWindow};
 use uploader::retention;
 use uploader::store::limit::Hours;
 
@@ -68,7 +68,9 @@ pub struct VaultConfig {
     pub prices: Prices,
     /// See what was first written under each name, whatever was deleted or written over since.
     pub undelete: bool,
-    /// Settings of the store's client, over those of the environment.
+    /// A file of credentials, over the environment, read whenever the vault is opened.
+    pub credentials_file: Option<PathBuf>,
+    /// Settings of the store's client, over those of the environment and the file.
     pub options: BTreeMap<String, Secret>,
 }
 
@@ -100,6 +102,8 @@ pub struct Policy {
     pub resync_window: ResyncWindow,
     /// How many bytes a second of live disks are read for copying; no limit when absent.
     pub copy_limit: Option<u64>,
+    /// What replication does when another writer owns the machine's line.
+    pub on_fenced: OnFenced,
     /// From one application-consistent point to the next; none are made when absent.
     pub app_consistent_every: Option<Duration>,
     /// Which points are kept.

@@ -1,6 +1,9 @@
 //! From configuration and environment to a vault: the one place that knows both sides.
 
+mod credentials;
+
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nbd_proxy::{Error, Kind, Result};
@@ -9,12 +12,15 @@ use uploader::store::limit::Limit;
 use uploader::store::{self, StoreConfig};
 use uploader::vault::{Encryption, Vault};
 
-use crate::config::VaultConfig;
+use crate::config::{Config, VaultConfig};
 
 /// The kinds of vault, as their URLs begin.
 const SCHEMES: [&str; 3] = ["file://", "s3://", "azure://"];
 /// What the environment says of a vault begins so.
 const VARIABLES: [&str; 2] = ["AWS_", "AZURE_"];
+/// The variables that name a file of credentials, and the profile in it.
+const SHARED_FILE: &str = "AWS_SHARED_CREDENTIALS_FILE";
+const PROFILE: &str = "AWS_PROFILE";
 
 /// Refuses a URL of a kind that no vault has; makes no request.
 pub fn check_url(url: &str) -> Result<()> {
@@ -25,27 +31,40 @@ pub fn check_url(url: &str) -> Result<()> {
         .remedy("use file:///FOLDER, s3://BUCKET/PREFIX or azure://CONTAINER/PREFIX"))
 }
 
-/// The vault's place with the environment's variables below the configuration's options.
-pub fn store_config(vault: &VaultConfig) -> StoreConfig {
-    let mut options: BTreeMap<String, String> = BTreeMap::new();
-    for (name, value) in std::env::vars_os() {
-        if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string())
-            && VARIABLES.iter().any(|prefix| name.starts_with(prefix))
-            && !value.is_empty()
-            && !vault.options.keys().any(|option| means_the_same(option, &name))
-        {
-            options.insert(name, value);
-        }
+/// The vault's place, with what is said of it: the environment's variables, over them the file of credentials, over that the
+/// configuration's options.
+pub fn store_config(vault: &VaultConfig) -> Result<StoreConfig> {
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+        let ours = VARIABLES.iter().any(|prefix| name.starts_with(prefix)) && !value.is_empty();
+        ours.then_some((name, value))
+    });
+    let mut options: BTreeMap<String, String> = variables.collect();
+    let file = vault.credentials_file.clone();
+    if let Some(file) = file.or_else(|| options.get(SHARED_FILE).map(PathBuf::from)) {
+        let profile = options.get(PROFILE).cloned();
+        overlay(&mut options, credentials::read(&file, profile.as_deref())?);
     }
-    options.extend(vault.options.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
-    StoreConfig {
+    let stated = vault.options.iter().map(|(name, value)| (name.clone(), value.expose().to_owned()));
+    overlay(&mut options, stated.collect());
+    Ok(StoreConfig {
         url: vault.url.clone(),
         options,
         ca_file: vault.ca_file.clone(),
         allow_http: vault.allow_http,
         single_writer: vault.single_writer,
         undelete: vault.undelete,
-    }
+    })
+}
+
+/// Puts `over` over what means the same in `options`.
+fn overlay(options: &mut BTreeMap<String, String>, over: BTreeMap<String, String>) {
+    let states = |name: &str| over.keys().any(|other| means_the_same(other, name));
+    // A token belongs to the key that it came with.
+    let another_key = states("aws_access_key_id");
+    let outlived = |name: &str| another_key && means_the_same(name, "aws_session_token");
+    options.retain(|name, _| !states(name) && !outlived(name));
+    options.extend(over);
 }
 
 /// Whether the two names say one thing: `endpoint` and `AWS_ENDPOINT_URL` do.
@@ -63,30 +82,45 @@ fn means_the_same(option: &str, variable: &str) -> bool {
 
 /// Opens a vault to read it.
 pub async fn open(vault: &VaultConfig) -> Result<Vault> {
-    Vault::open(&store_config(vault)).await
+    Vault::open(&store_config(vault)?).await
 }
 
 /// How a machine's replication reaches the vault, which it writes to no faster than `limit`. Refuses at once what can never work; what may
 /// work later (the network, a bucket that is still to be made) is found out, and retried, by replication itself.
-pub fn connect(vault: &VaultConfig, limit: &Arc<Limit>) -> Result<Connect> {
-    let config = store_config(vault);
-    if let Err(error) = store::open(&config, false)
+///
+/// Whenever the vault is opened, which is also after a refusal, the file of credentials and the configuration's options are
+/// read again; tokens that are named by file, and those that a host gets from its cloud, are renewed below.
+pub fn connect(config: &Config, limit: &Arc<Limit>) -> Result<Connect> {
+    let checked = store_config(&config.vault).and_then(|config| store::open(&config, false));
+    if let Err(error) = checked
         && error.kind == Kind::InvalidInput
     {
         return Err(error);
     }
-    let (unencrypted, limit) = (vault.unencrypted, Arc::clone(limit));
+    let (file, vault, limit) = (config.file.clone(), config.vault.clone(), Arc::clone(limit));
     Ok(Box::new(move || {
-        let (config, limit) = (config.clone(), Arc::clone(&limit));
+        let (vault, limit) = (renewed(&file, &vault), Arc::clone(&limit));
         Box::pin(async move {
-            let vault = if unencrypted {
-                Vault::open_or_create(&config, Encryption::None).await
-            } else {
-                Vault::open(&config).await.map_err(unstated)
+            let config = store_config(&vault)?;
+            let vault = match vault.unencrypted {
+                true => Vault::open_or_create(&config, Encryption::None).await,
+                false => Vault::open(&config).await.map_err(unstated),
             };
             vault.map(|vault| Vault { store: vault.store.clone().limited(limit), ..vault })
         })
     }))
+}
+
+/// `vault` with the options that stand in the configuration now. A file that is being edited, or that speaks of another vault by now,
+/// changes nothing before a restart.
+fn renewed(file: &Path, vault: &VaultConfig) -> VaultConfig {
+    match Config::load(file) {
+        Ok(now) if now.vault.url == vault.url => {
+            let VaultConfig { options, credentials_file, .. } = now.vault;
+            VaultConfig { options, credentials_file, ..vault.clone() }
+        }
+        _ => vault.clone(),
+    }
 }
 
 /// A vault that is not there may be made, once its owner has said how.
@@ -109,6 +143,19 @@ mod tests {
         assert!(means_the_same("aws_secret_access_key", "AWS_SECRET_ACCESS_KEY"));
         assert!(means_the_same("account_name", "AZURE_STORAGE_ACCOUNT_NAME"));
         assert!(!means_the_same("access_key_id", "AWS_SECRET_ACCESS_KEY"));
+    }
+
+    #[test]
+    fn another_key_does_not_keep_the_token_of_the_last() {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let mut options: BTreeMap<_, _> =
+            [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SESSION_TOKEN", "t"), ("AWS_REGION", "r")]
+                .iter()
+                .map(own)
+                .collect();
+        overlay(&mut options, [("aws_access_key_id", "b")].iter().map(own).collect());
+        let left: Vec<_> = options.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(left, [("AWS_REGION", "r"), ("aws_access_key_id", "b")]);
     }
 
     #[test]

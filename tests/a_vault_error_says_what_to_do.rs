@@ -268,3 +268,33 @@ fn refused(lifeboat: &Lifeboat, point: &str, out: &Path, says: &str) {
     let left = std::fs::read_dir(out).map(Iterator::count).unwrap_or_default();
     assert_eq!(left, 0, "a restore that failed left files in {}", out.display());
 }
+
+#[test]
+fn keys_that_are_rotated_in_mid_run_are_read_again() {
+    if !lab::judge::have(&["weed"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let rotating = store::rotating_seaweed(&scratch);
+    let mut lifeboat = machine(&scratch, &rotating.store);
+    lifeboat.expect_log("replication stopped");
+    let lifeboat = lifeboat.run();
+    lifeboat.wait_protected();
+    lifeboat.cut();
+
+    // The new key is where the uploader finds it when the old one is refused: nobody notices.
+    rotating.takes(&["lifeboat", "second"], "third");
+    rotating.give("second");
+    rotating.takes(&["second"], "lifeboat");
+    guest_goes_on(&lifeboat);
+    lifeboat.cut();
+    assert_eq!(lifeboat.status()["health"], "normal");
+
+    // It is not: the uploader has looked once, and waits for somebody to act.
+    rotating.takes(&["third"], "second");
+    let said = Said { kind: "denied", thing: "InvalidAccessKeyId".to_owned(), remedy: "credentials" };
+    let status = status_says(&lifeboat, "critical", &said);
+    assert_eq!(status["next_retry"], Value::Null, "{status}");
+    rotating.give("third");
+    goes_on_after_resume(lifeboat, &scratch);
+}

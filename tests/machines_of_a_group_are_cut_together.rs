@@ -1,8 +1,9 @@
 //! Two machines of one consistency group: write A on the first and, after its reply, B on the second; no group's points have
-//! B without A. And a member that is away does not hold the other up.
+//! B without A. And a member that is away does not hold the other up. `LIFEBOAT_GROUP_SECONDS` is how long they write.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod lab;
 mod site;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use lab::scale;
 use nbd_proxy::client::Client;
 use serde_json::Value;
 use site::{Site, bytes, until};
@@ -77,7 +79,7 @@ fn no_points_of_a_group_have_b_without_a() {
                 }
             }
         });
-        std::thread::sleep(Duration::from_secs(8));
+        std::thread::sleep(Duration::from_secs(scale("LIFEBOAT_GROUP_SECONDS", 8)));
         stop.store(true, SeqCst);
     });
     // On demand, too: the point of one is one of the group.

@@ -161,19 +161,8 @@ fn one(seed: u64, format: Option<&str>) {
         let size = SIZE.next_multiple_of(512);
         format.map(|format| Foreign::qemu_nbd(scratch.path(), "", format, name, size))
     });
-    let settings = |(name, server): (&&str, &Option<Foreign>)| {
-        let path = scratch.path().join(format!("{name}.img"));
-        std::fs::File::create(&path).and_then(|file| file.set_len(SIZE)).expect("an image");
-        DiskSettings {
-            name: (*name).to_owned(),
-            path: server.as_ref().map_or(path, |server| server.address().into()),
-            log_dir: Some(scratch.path().to_owned()),
-            read_only: false,
-            log_limit: Some(1 << 30),
-            upstream: Default::default(),
-        }
-    };
-    let disks = DISKS.iter().zip(&servers).map(settings).collect();
+    let disk = |(name, server): (&&str, &Option<Foreign>)| settings(&scratch, name, server.as_ref());
+    let disks = DISKS.iter().zip(&servers).map(disk).collect();
     let machine = Machine::open(&MachineSettings { name: "m".to_owned(), disks }).expect("a machine");
     let (server, targets) = serve(&machine, scratch.path());
     let mut writers = Vec::new();
@@ -233,6 +222,20 @@ fn one(seed: u64, format: Option<&str>) {
     servers.into_iter().flatten().for_each(Foreign::stop);
 }
 
+/// A disk that is a file, or stands behind `server`.
+fn settings(scratch: &tempfile::TempDir, name: &str, server: Option<&Foreign>) -> DiskSettings {
+    let path = scratch.path().join(format!("{name}.img"));
+    std::fs::File::create(&path).and_then(|file| file.set_len(SIZE)).expect("an image");
+    DiskSettings {
+        name: name.to_owned(),
+        path: server.map_or(path, |server| server.address().into()),
+        log_dir: Some(scratch.path().to_owned()),
+        read_only: false,
+        log_limit: Some(1 << 30),
+        upstream: Default::default(),
+    }
+}
+
 /// In memory where the system has such a place: the test is about order, and durability is tested elsewhere.
 fn scratch() -> tempfile::TempDir {
     let shm = Path::new("/dev/shm");
@@ -267,6 +270,8 @@ async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
         host: "test".to_owned(),
         resync_window: replicate::ResyncWindow::Always,
         clock: replicate::Clock::new(jiff::ZonedDateTime::now),
+        elapsed: uploader::elapsed::Elapsed::of_host(),
+        on_fenced: replicate::OnFenced::Branch,
         copy_limit: None,
         group: None,
         app_consistent_every: None,

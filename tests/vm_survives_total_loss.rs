@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use lab::guest::{check_ext4, take_out};
 use lab::store::Kind;
 use lab::vm::{self, Line, Vm};
 use lab::{MIB, Scratch, Setup, Store, judge, run, scale, tool};
@@ -66,21 +67,13 @@ fn from(kind: Kind) {
     assert!(points.len() >= 3, "a point every two seconds: {points:?}");
     let last = points.last().expect("a point");
     let image = lifeboat.restore("latest", &scratch.join("restored")).remove(0);
-    check_file_system(&image);
+    check_ext4(&image);
     let synced = files_at(&said, last.time);
     assert!(synced.len() > 3, "the guest synced hardly anything before the last cut: {said:?}");
     for (file, sum) in &synced {
         check_file(&image, file, sum, &scratch.join("file"));
     }
     eprintln!("{kind:?}: {} points, {} synced files proven", points.len(), synced.len());
-}
-
-/// Replays the journal as a mount does; after that nothing may be left to repair.
-fn check_file_system(image: &Path) {
-    // Exit code 1 says that the journal was replayed.
-    let replay = judge::output(tool("e2fsck").args(["-y", "-E", "journal_only"]).arg(image));
-    assert!(matches!(replay.status.code(), Some(0 | 1)), "journal replay: {replay:?}");
-    run(tool("e2fsck").args(["-f", "-n"]).arg(image));
 }
 
 /// The files that the guest reported before `time`, with their checksums.
@@ -94,9 +87,10 @@ fn files_at(said: &[Line], time: f64) -> Vec<(String, String)> {
 }
 
 fn check_file(image: &Path, file: &str, wanted: &str, to: &Path) {
-    let _ = std::fs::remove_file(to);
-    run(tool("debugfs").args(["-R", &format!("dump /{file} {}", to.display())]).arg(image));
-    assert!(to.exists(), "{file} was synced before the cut and is not in the restored file system");
+    assert!(
+        take_out(image, file, to),
+        "{file} was synced before the cut and is not in the restored file system"
+    );
     let sum = run(Command::new("sha256sum").arg(to));
     assert!(sum.starts_with(wanted), "{file}: {wanted} was reported before the cut, {sum} is there");
 }

@@ -90,9 +90,20 @@ impl Error {
         Self::new(Kind::Corrupt, object, message)
     }
 
-    /// Whether trying again by itself can help.
+    /// Whether trying again by itself can help. Every kind is on one side or the other.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, Kind::Io | Kind::Unavailable | Kind::NoSpace | Kind::NotReady)
+        match self.kind {
+            // Network, stores, disks and memory; room that somebody makes; a state that passes.
+            Kind::Io | Kind::Unavailable | Kind::NoSpace | Kind::NotReady => true,
+            // What is refused, missing, broken, or somebody else's: an operator has to act.
+            Kind::Denied
+            | Kind::NotFound
+            | Kind::Corrupt
+            | Kind::InvalidInput
+            | Kind::Exists
+            | Kind::InUse
+            | Kind::Fenced => false,
+        }
     }
 }
 

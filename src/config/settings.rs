@@ -78,6 +78,7 @@ pub struct Vault {
     pub url: String,
     pub encryption: Option<String>,
     pub ca_file: Option<PathBuf>,
+    pub credentials_file: Option<PathBuf>,
     #[serde(default)]
     pub allow_http: bool,
     #[serde(default)]
@@ -131,6 +132,7 @@ pub struct Policy {
     pub resync_window: Option<Window>,
     pub copy_limit: Option<Rate>,
     pub app_consistent_every: Option<Span>,
+    pub on_fenced: Option<Fenced>,
     pub keep: Option<Keep>,
     pub prune_every: Option<Span>,
     pub prune_wait: Option<Span>,
@@ -156,6 +158,14 @@ impl From<Keep> for uploader::retention::Policy {
             weekly: window(keep.weekly),
         }
     }
+}
+
+/// `policy.on_fenced`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fenced {
+    Serve,
+    Refuse,
 }
 
 /// `[[machine]]`

@@ -8,6 +8,7 @@ use nbd_proxy::backing::upstream::{Address, Settings as Patience};
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Result};
 use uploader::keys::check_name;
+use uploader::replicate::OnFenced;
 use uploader::store::limit::Hours;
 
 use super::settings::{self, File};
@@ -58,6 +59,7 @@ impl Default for Policy {
             keep: uploader::retention::Policy::default(),
             prune_every: settings::PRUNE_EVERY,
             prune_wait: settings::PRUNE_WAIT,
+            on_fenced: OnFenced::default(),
         }
     }
 }
@@ -75,10 +77,14 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
     if let Some(ca_file) = &raw.ca_file {
         absolute(path, "vault.ca_file", ca_file)?;
     }
+    if let Some(credentials_file) = &raw.credentials_file {
+        absolute(path, "vault.credentials_file", credentials_file)?;
+    }
     let vault = VaultConfig {
         url: raw.url,
         unencrypted,
         ca_file: raw.ca_file,
+        credentials_file: raw.credentials_file,
         allow_http: raw.allow_http,
         single_writer: raw.single_writer,
         limit: raw
@@ -145,6 +151,12 @@ fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Res
     if policy.copy_limit.is_some_and(|limit| limit < settings::COPY_LIMIT_MIN) {
         let remedy = format!("at least \"{}/s\"", bytesize::ByteSize(settings::COPY_LIMIT_MIN));
         return Err(refuse(path, key("copy_limit"), "too little to ever copy a disk", remedy));
+    }
+    if let Some(fenced) = raw.on_fenced {
+        policy.on_fenced = match fenced {
+            settings::Fenced::Serve => OnFenced::Branch,
+            settings::Fenced::Refuse => OnFenced::Refuse,
+        };
     }
     if let Some(every) = raw.app_consistent_every {
         policy.app_consistent_every = Some(every.0);

@@ -68,11 +68,14 @@ async fn cut(
     Json(CutBody { application }): Json<CutBody>,
 ) -> Answer<CutReport> {
     let handle = find(&loops, &name)?;
+    let report = handle.cut_as(application).await?;
+    // Only now is there a share for them to take. One who asked earlier would not know whether a share that it finds is too old, and
+    // have the group cut again.
     let fellow = |(other, each): &&(String, Handle)| *other != name && each.group() == handle.group();
     if handle.group().is_some() {
-        loops.iter().filter(fellow).for_each(|(_, each)| each.join_cut(application));
+        loops.iter().filter(fellow).for_each(|(_, each)| each.join_cut());
     }
-    Ok(Json(handle.cut_as(application).await?))
+    Ok(Json(report))
 }
 
 async fn pause(State(loops): State<Loops>, Path(name): Path<String>) -> Answer<Done> {

@@ -8,19 +8,19 @@ use std::time::Duration;
 use nbd_proxy::{Kind, Result};
 use uploader::prune::{self, Report, Settings};
 
-use crate::config::{Policy, VaultConfig};
+use crate::config::{Config, Policy};
 
 /// From the start to the first pruning: first of all the machines are to be protected again.
 const FIRST: Duration = Duration::from_secs(10 * 60);
 
 /// Prunes `machine` for ever. To be dropped: every step may end anywhere.
-pub async fn run(vault: VaultConfig, machine: String, policy: Policy) {
+pub async fn run(config: Config, machine: String, policy: Policy) {
     let settings = Settings { policy: policy.keep, wait: policy.prune_wait };
     let mut pause = FIRST;
     loop {
         tokio::time::sleep(pause).await;
         pause = policy.prune_every;
-        match once(&vault, &machine, &settings).await {
+        match once(&config, &machine, &settings).await {
             Ok(report) if report.points.is_empty() && report.objects.is_empty() => {}
             Ok(report) => {
                 let (points, freed, refused) = (report.points.len(), report.freed, report.refused);
@@ -35,8 +35,8 @@ pub async fn run(vault: VaultConfig, machine: String, policy: Policy) {
     }
 }
 
-async fn once(vault: &VaultConfig, machine: &str, settings: &Settings) -> Result<Report> {
-    let vault = crate::vault::open(vault).await?;
+async fn once(config: &Config, machine: &str, settings: &Settings) -> Result<Report> {
+    let vault = crate::vault::open(&config.vault).await?;
     let mut report = prune::prune(&vault, machine, settings).await?;
     while let Some(seconds) = report.due_seconds {
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use nbd_proxy::Result;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use uploader::elapsed::Elapsed;
 use uploader::jobs::Jobs;
 use uploader::replicate::{self, Clock, Settings};
 use uploader::store::limit::Limit;
@@ -47,14 +48,16 @@ impl Uploader {
                 host: config.site.clone(),
                 resync_window: machine.policy.resync_window,
                 clock: clock.clone(),
+                elapsed: Elapsed::of_host(),
+                on_fenced: machine.policy.on_fenced,
                 copy_limit: machine.policy.copy_limit,
                 group: machine.group.clone(),
                 app_consistent_every: machine.policy.app_consistent_every,
             };
             let source = RemoteMachine::new(config.proxy_socket(), &machine.name);
-            let connect = crate::vault::connect(&config.vault, &limit)?;
+            let connect = crate::vault::connect(config, &limit)?;
             let policy = machine.policy.clone();
-            pruners.spawn(super::pruner::run(config.vault.clone(), machine.name.clone(), policy));
+            pruners.spawn(super::pruner::run(config.clone(), machine.name.clone(), policy));
             loops.push((machine.name.clone(), replicate::start(settings, source, connect)));
         }
         let loops: Loops = Arc::new(loops);

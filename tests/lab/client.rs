@@ -113,14 +113,6 @@ impl Client {
         self.patient(FLUSH, 0, 0, 0, &[], &mut []);
     }
 
-    /// Flushes once; whether that was good. A lost connection is none.
-    pub fn try_flush(&mut self) -> bool {
-        self.cookie += 1;
-        let connection = self.connection.as_mut().expect("a connection");
-        let answered = connection.request(self.cookie, FLUSH, 0, 0, 0, &[], &mut []);
-        answered.expect("an answer") == 0
-    }
-
     pub fn trim(&mut self, offset: u64, len: usize) {
         self.patient(TRIM, 0, offset, len, &[], &mut []);
     }

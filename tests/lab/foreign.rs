@@ -124,11 +124,11 @@ impl Foreign {
 
     /// Ends it in good order.
     pub fn stop(mut self) {
-        if let Some(mut process) = self.process.take() {
-            if process.ended().is_none() {
-                process.signal("TERM");
-                process.wait(START);
-            }
+        if let Some(mut process) = self.process.take()
+            && process.ended().is_none()
+        {
+            process.signal("TERM");
+            process.wait(START);
         }
     }
 }

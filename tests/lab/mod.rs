@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod foreign;
+pub mod guest;
 pub mod history;
 pub mod judge;
 pub mod lifeboat;

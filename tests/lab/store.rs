@@ -129,6 +129,64 @@ pub fn guarded_seaweed(scratch: &Scratch) -> (Process, Store) {
     (process, Store { kind: Kind::Seaweed, url: format!("s3://bucket1/{}", prefix()), ca_file: None, env })
 }
 
+/// A SeaweedFS of a test's own whose keys can be changed while it runs, and the file that its users' credentials stand in.
+pub struct Rotating {
+    server: Process,
+    port: u16,
+    keys: PathBuf,
+    pub credentials: PathBuf,
+    pub store: Store,
+}
+
+/// One whose only key is `lifeboat`; its bucket is `bucket1`.
+pub fn rotating_seaweed(scratch: &Scratch) -> Rotating {
+    let (port, keys, credentials) = (seaweed_port(), scratch.join("keys.json"), scratch.join("credentials"));
+    write_keys(&keys, &["lifeboat"]);
+    let mut command = Command::new(script());
+    command.arg("s3").arg(scratch.join("s3")).arg(port.to_string()).arg(&keys);
+    let server = Process::start(&mut command, &scratch.join("s3.log"));
+    make_bucket(port);
+    let mut env = s3_env(port);
+    env.retain(|(name, _)| !name.contains("KEY"));
+    env.push(("AWS_SHARED_CREDENTIALS_FILE", credentials.display().to_string()));
+    let store = Store { kind: Kind::Seaweed, url: format!("s3://bucket1/{}", prefix()), ca_file: None, env };
+    let rotating = Rotating { server, port, keys, credentials, store };
+    rotating.give("lifeboat");
+    rotating
+}
+
+fn write_keys(file: &std::path::Path, keys: &[&str]) {
+    let credentials = keys.iter().map(|key| format!(r#"{{"accessKey":"{key}","secretKey":"{key}"}}"#));
+    let credentials = credentials.collect::<Vec<_>>().join(",");
+    let identities =
+        format!(r#"{{"identities":[{{"name":"u","credentials":[{credentials}],"actions":["Admin"]}}]}}"#);
+    std::fs::write(file, identities).expect("a file of keys");
+}
+
+impl Rotating {
+    /// Writes `key` where users find it.
+    pub fn give(&self, key: &str) {
+        let profile = format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {key}\n");
+        std::fs::write(&self.credentials, profile).expect("a file of credentials");
+    }
+
+    /// From now on the server takes `keys`, and not `refused`.
+    pub fn takes(&self, keys: &[&str], refused: &str) {
+        write_keys(&self.keys, keys);
+        self.server.signal("HUP");
+        until("the server to read its keys", Duration::from_secs(30), || {
+            let takes = |key: &str| {
+                let user = format!("{key}:{key}");
+                let url = format!("http://127.0.0.1:{}/bucket1", self.port);
+                let signed =
+                    ["-s", "-o", "/dev/null", "-w", "%{http_code}", "--aws-sigv4", "aws:amz:us-east-1:s3"];
+                run(Command::new("curl").args(signed).args(["--user", &user]).arg(url)) == "200"
+            };
+            (keys.iter().all(|key| takes(key)) && !takes(refused)).then_some(())
+        });
+    }
+}
+
 impl Store {
     /// The same store with another value of a variable.
     pub fn with(mut self, name: &str, value: &str) -> Self {

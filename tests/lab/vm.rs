@@ -45,6 +45,21 @@ impl Vm {
         Self::start(command)
     }
 
+    /// The same with the image `tools` as the last disk, read-only and mounted at /tools.
+    pub fn boot_with_tools(disks: &[Target], tools: &std::path::Path) -> Self {
+        let mut command = machine();
+        for (n, disk) in disks.iter().enumerate() {
+            command.arg("-blockdev").arg(blockdev(&format!("n{n}"), disk));
+            command.args(["-device", &format!("virtio-blk-pci,drive=n{n}")]);
+        }
+        let file = format!("driver=file,node-name=tools,read-only=on,filename={}", tools.display());
+        command.args(["-blockdev", &file, "-device", "virtio-blk-pci,drive=tools"]);
+        let mut vm = Self::start(command);
+        let last = char::from(b'a' + u8::try_from(disks.len()).expect("a few disks"));
+        vm.sh(&format!("mkdir -p /tools && mount -t ext4 -o ro /dev/vd{last} /tools"));
+        vm
+    }
+
     /// Boots a guest with the raw images `files` as /dev/vda, /dev/vdb …, past the host's cache.
     pub fn boot_files(files: &[std::path::PathBuf]) -> Self {
         let mut command = machine();
@@ -108,12 +123,33 @@ impl Vm {
         self.commands += 1;
         let end = format!("end-of-{}", self.commands);
         let from = self.lines().len();
-        self.type_line(&format!("{line}; echo; echo {end} $?"));
+        // The status is that of the line, not of the echo which ends what it may have left unended.
+        self.type_line(&format!("{line}; status=$?; echo; echo {end} $status"));
         let last = self.wait_for(&format!("{end} "), Duration::from_secs(120));
         let printed: Vec<String> = self.lines()[from..].iter().map(|line| line.text.clone()).collect();
         let printed: Vec<String> = printed.into_iter().take_while(|text| !text.starts_with(&end)).collect();
         assert!(last.text.ends_with(" 0"), "{line:?} failed in the guest:\n{}", printed.join("\n"));
         printed.join("\n")
+    }
+
+    /// Mounts /dev/vda and writes files with syncs, without end.
+    pub fn begin_writing(&mut self) {
+        self.sh("mount -t ext4 /dev/vda /mnt");
+        self.sh(
+            "(i=0; while [ ! -e /tmp/stop ]; do i=$((i + 1)); dd if=/dev/urandom of=/mnt/f$((i % 40)) bs=16k \
+            count=$((i % 9 + 1)) conv=fsync 2>/tmp/dd || { echo failed >/tmp/failed; cat /tmp/dd; break; }; done; \
+            echo $i files >/tmp/end) & true",
+        );
+    }
+
+    /// Ends that, unmounts and powers off. No write failed, no read gives what was not written, and the kernel saw no error.
+    pub fn end_writing(mut self) {
+        self.sh("touch /tmp/stop; while [ ! -e /tmp/end ]; do sleep 0.1; done; cat /tmp/end; [ ! -e /tmp/failed ]");
+        self.sh(
+            "sync; cat /mnt/f* | sha256sum >/tmp/a; echo 3 >/proc/sys/vm/drop_caches; cat /mnt/f* | sha256sum | cmp - /tmp/a",
+        );
+        self.sh("umount /mnt; ! dmesg | grep -i 'error'");
+        self.power_off();
     }
 
     /// Waits for a line that has `text` in it.

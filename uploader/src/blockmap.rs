@@ -14,6 +14,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use nbd_proxy::{Error, Kind, Result};
 
+use crate::branches::{self, Branch};
 use crate::catalogue::{self, Catalogue};
 use crate::commit;
 use crate::delta::format::IndexRef;
@@ -233,15 +234,23 @@ pub(crate) struct Chain<'a> {
     line: Line,
     /// What is at or below the floor; the newest, from the first look on, unless it was given.
     catalogue: Option<Arc<Catalogue>>,
+    /// The branch that the first point stands on; `line` is its entries as long as ancestors stand there too.
+    branch: Option<Branch>,
     ahead: BTreeMap<u64, Result<Option<Ancestor>>>,
     misses: usize,
 }
 
 impl<'a> Chain<'a> {
     pub fn new(vault: &'a Vault, machine: &str) -> Self {
-        let line = commit::line(vault, machine);
-        let machine = machine.to_owned();
-        Self { vault, machine, line, catalogue: None, ahead: BTreeMap::new(), misses: 0 }
+        Self {
+            vault,
+            machine: machine.to_owned(),
+            line: commit::line(vault, machine),
+            catalogue: None,
+            branch: None,
+            ahead: BTreeMap::new(),
+            misses: 0,
+        }
     }
 
     pub fn by(vault: &'a Vault, catalogue: Arc<Catalogue>) -> Self {
@@ -249,14 +258,35 @@ impl<'a> Chain<'a> {
         Self { catalogue: Some(catalogue), ..chain }
     }
 
-    /// The point `id`, which has the mark that its child says. Going to ever lower numbers, most are there already.
+    /// The point `id`, wherever it stands, which has the mark that its child says.
     pub async fn entry(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
+        if self.branch.take_if(|branch| !branch.holds(id)).is_some() {
+            // From the fork on down it is the line.
+            self.line = commit::line(self.vault, &self.machine);
+            self.ahead.clear();
+        }
+        let found = self.here(id, mark).await;
+        let elsewhere = matches!(&found, Err(e) if matches!(e.kind, Kind::NotFound | Kind::Corrupt));
+        if !elsewhere || self.branch.is_some() {
+            return found;
+        }
+        let Some(branch) = branches::holding(self.vault, &self.machine, id).await? else { return found };
+        self.line = branch.line(self.vault, &self.machine);
+        self.branch = Some(branch);
+        self.ahead.clear();
+        self.here(id, mark).await
+    }
+
+    /// The point `id` of this line. Going to ever lower numbers, most are there already.
+    async fn here(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
         let catalogue = match &self.catalogue {
             Some(catalogue) => Arc::clone(catalogue),
             None => Arc::new(catalogue::newest(self.vault, &self.machine).await?),
         };
         self.catalogue = Some(Arc::clone(&catalogue));
-        if id.number <= catalogue.floor {
+        // Numbers of a branch are above what the line had reached, and no floor is about them.
+        let floor = if self.branch.is_some() { 0 } else { catalogue.floor };
+        if id.number <= floor {
             let kept = catalogue.point(id.number).filter(|kept| kept.header.id() == id);
             let kept = kept.ok_or_else(|| self.pruned(id))?;
             let name = format!("point {id} of {}", self.machine);
@@ -267,7 +297,7 @@ impl<'a> Chain<'a> {
             // The first point may be its own base: look further only when it is not.
             let window = if self.misses == 0 { 1 } else { PARALLEL as u64 };
             self.misses += 1;
-            let lowest = id.number.saturating_sub(window - 1).max(catalogue.floor + 1);
+            let lowest = id.number.saturating_sub(window - 1).max(floor + 1);
             let this = &*self;
             let fetch = |number| async move { (number, this.fetch(number).await) };
             let fetched: Vec<_> =

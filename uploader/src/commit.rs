@@ -12,9 +12,9 @@
 //!    of the same number is answered "exists" and reading the entry tells whose it is ([`Outcome::Adopted`]). An
 //!    adopted entry is a true point of an earlier cut. The cut at hand includes that earlier one, which was never
 //!    released, so it follows as the next entry: records that both hold are applied twice, and the later records
-//!    decide in both.
-//! 4. *Remember* the new head and each disk's tracking id in the local state, durably. Death: the next start reads
-//!    entry head+1 and adopts it.
+//!    decide in both. Whether an entry that was created, or found, counts at all is for the [`line`](crate::line) to say.
+//! 4. *Remember* the new head and each disk's tracking id in the local state, durably. Death: the next start looks for
+//!    what is above the head and adopts it.
 //! 5. *End syncs, then release the cut.* Only now may segments go. Death: both are repeated.
 //!
 //! Chain of positions: released ≤ remembered ≤ committed ≤ uploaded ≤ cut.
@@ -24,15 +24,15 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 
 use crate::delta::Encoded;
 use crate::digest::Digest;
-use crate::keys;
-use crate::line::{Appended, Line};
-use crate::point::{self, DeltaRef, Entry, Header};
+use crate::elapsed::Elapsed;
+use crate::keys::{self, PointId};
+use crate::line::{Appended, Entry, Line, Owner, Writer};
+use crate::point::{self, DeltaRef, Header};
 use crate::vault::Vault;
 
 /// Proof that a delta is durable in the vault. Not clonable: each is named by one point.
@@ -86,12 +86,30 @@ pub enum Outcome {
     Adopted(Committed),
 }
 
-/// Puts a delta of `machine`, made for entry `number`, into the vault.
-pub async fn upload(vault: &Vault, machine: &str, number: u64, delta: Encoded) -> Result<Uploaded> {
-    let name = keys::new_delta(number, delta.salt);
+/// Puts a delta of `machine`, made for the entry `id`, into the vault.
+pub async fn upload(vault: &Vault, machine: &str, id: EntryId, delta: Encoded) -> Result<Uploaded> {
+    let name = match id {
+        EntryId::Line(number) => keys::new_delta(number, delta.salt),
+        EntryId::Branch(point) => keys::new_branch_delta(point, delta.salt),
+    };
     let key = keys::delta(machine, &name);
     durable::request(Step::DeltaPut, Op::Put, vault.store.put(&key, delta.payload())).await?;
     Ok(Uploaded(DeltaRef::to(&delta, Some(name))))
+}
+
+/// Which entry a delta is meant for.
+#[derive(Clone, Copy, Debug)]
+pub enum EntryId {
+    /// The entry of this number on the machine's line.
+    Line(u64),
+    /// An entry of a branch.
+    Branch(PointId),
+}
+
+/// The branch that `owner`, fenced, has made of the line of `machine`.
+pub fn branch(vault: &Vault, machine: &str, owner: Owner) -> Line {
+    let folder = keys::branch_folder(machine, owner.generation, owner.writer);
+    Line::new(vault.store.clone(), vault.cipher.clone(), folder, point::owner_of)
 }
 
 /// The line of `machine` in `vault`.
@@ -99,9 +117,34 @@ pub fn line(vault: &Vault, machine: &str) -> Line {
     Line::new(vault.store.clone(), vault.cipher.clone(), keys::line_folder(machine), point::owner_of)
 }
 
+/// Begins a generation on `line`: `claim` is told the newest entry, with its mark, and says what the next one is to be, which it first
+/// makes sure to remember; or nothing, if the newest entry is its own.
+pub async fn claim(
+    line: Line,
+    clock: Elapsed,
+    mut claim: impl FnMut(Option<(Header, Digest)>) -> Result<Option<Header>>,
+) -> Result<Option<(Writer, Committed)>> {
+    let reader = line.clone();
+    let mut made = None;
+    let entry = |newest: Option<&Entry>| {
+        let marked = |newest: &Entry| {
+            let mark = point::mark(&reader.key(newest.number), &newest.bytes)?;
+            Ok::<_, Error>((read(&reader, newest)?, mark))
+        };
+        let Some(header) = claim(newest.map(marked).transpose()?)? else { return Ok(None) };
+        let entry = point::encode(&reader.named(header.number), &header, &[], None)?;
+        let mark = point::mark(&reader.key(header.number), &entry)?;
+        let owner = header.owner();
+        made = Some(Committed { header, mark, deltas: Vec::new() });
+        Ok(Some((owner, entry)))
+    };
+    let claimed = Writer::claim(line, clock, entry).await?;
+    Ok(claimed.zip(made).map(|((writer, _), claim)| (writer, claim)))
+}
+
 /// Appends the entry that `header` describes, consisting of `deltas` and then `embedded`.
 pub async fn append(
-    line: &Line,
+    writer: &mut Writer,
     header: Header,
     deltas: &[&Uploaded],
     embedded: Option<&Encoded>,
@@ -113,44 +156,41 @@ pub async fn append(
     }
     header.bytes = list.iter().map(|delta| delta.size).sum();
     header.logical = list.iter().map(|delta| delta.logical).sum();
-    let entry = point::encode(&line.named(header.number), &header, &list, embedded)?;
-    let mark = point::mark(&line.key(header.number), &entry)?;
-    let (number, owner) = (header.number, header.owner());
-    match line.append(number, owner, entry).await? {
+    let writes = writer.line();
+    let entry = point::encode(&writes.named(header.number), &header, &list, embedded)?;
+    let mark = point::mark(&writes.key(header.number), &entry)?;
+    match writer.append(header.number, entry).await? {
         Appended::Created => Ok(Outcome::Committed(Committed { header, mark, deltas: list })),
-        there => settle(line, number, there).map(Outcome::Adopted),
+        Appended::Ours(entry) => adopted(writer.line(), &entry).map(Outcome::Adopted),
+        Appended::Foreign(entry) => Err(fenced(writer.line(), &entry)?),
     }
 }
 
-/// What an entry that is already there means to us: adopted if ours, [`Kind::Fenced`] otherwise.
-pub fn settle(line: &Line, number: u64, there: Appended) -> Result<Committed> {
-    match there {
-        Appended::Ours(bytes) => {
-            read(line, number, &bytes)?;
-            let Entry { header, mark, deltas, .. } = point::decode(&line.named(number), &bytes)?;
-            Ok(Committed { header, mark, deltas })
-        }
-        Appended::Foreign(bytes) => Err(fenced(&read(line, number, &bytes)?)),
-        Appended::Created => Err(Error::new(Kind::InvalidInput, line.key(number), "was not there before")),
-    }
+/// An entry that is ours, and was there.
+pub fn adopted(line: &Line, entry: &Entry) -> Result<Committed> {
+    read(line, entry)?;
+    let point::Entry { header, mark, deltas, .. } = point::decode(&line.named(entry.number), &entry.bytes)?;
+    Ok(Committed { header, mark, deltas })
 }
 
 /// Reads the header of a line's entry and checks that it stands where it says.
-pub fn read(line: &Line, number: u64, bytes: &Bytes) -> Result<Header> {
-    let named = line.named(number);
-    let header = point::decode_header(&named, bytes)?;
-    if header.number != number {
+pub fn read(line: &Line, entry: &Entry) -> Result<Header> {
+    let named = line.named(entry.number);
+    let header = point::decode_header(&named, &entry.bytes)?;
+    if header.number != entry.number {
         let message = format!("says that it is entry {}: objects were moved or swapped", header.number);
         return Err(Error::corrupt(named.object, message));
     }
     Ok(header)
 }
 
-fn fenced(entry: &Header) -> Error {
+/// What `entry`, which is not ours, means to us.
+pub fn fenced(line: &Line, entry: &Entry) -> Result<Error> {
+    let entry = read(line, entry)?;
     let message = format!(
         "another writer owns the machine's line now: entry {} was written in generation {} on host {} at {}",
         entry.number, entry.generation, entry.host, entry.time
     );
-    let remedy = "let only one site replicate this machine; points up to there are safe";
-    Error::new(Kind::Fenced, &entry.machine, message).remedy(remedy)
+    let remedy = "let only one site run and replicate this machine; points up to there are safe";
+    Ok(Error::new(Kind::Fenced, entry.machine, message).remedy(remedy))
 }

@@ -4,6 +4,9 @@
 //! lifeboat.json                                 the vault's marker
 //! machines/<machine>/line/<n, 20 digits>        entry n of the machine's line: a point or a claim
 //! machines/<machine>/deltas/<n, 20 digits>-<32 hex>   a delta made for entry n; the hex digits are random
+//! machines/<machine>/branches/<g, 20 digits>-<32 hex>/<n, 20 digits>   entry n of a branch: what the writer of generation g, whose
+//!                                               id the hex digits are, wrote after it was fenced
+//! machines/<machine>/deltas/g<g>-<n, 20 digits>-<32 hex>   a delta made for entry n of the branch of generation g
 //! machines/<machine>/catalogue/<n, 20 digits>   catalogue n: what thinning left
 //! machines/<machine>/holds/<32 hex>             somebody reads a point
 //! machines/<machine>/clock/<32 hex>             written to learn the store's time, and removed
@@ -11,12 +14,17 @@
 //!
 //! Twenty digits hold any `u64`, so that names sort as numbers do. A delta's name is drawn anew for each upload: it is
 //! never used twice, so an upload that is repeated or abandoned cannot disturb another.
+//!
+//! A branch numbers its entries from above what the line had reached when its writer was fenced, so that no two entries of a
+//! generation share a number. The line grows past these numbers: how old a delta of a branch is says its branch, not the line, and
+//! therefore its name has another form.
 
 use std::fmt;
 use std::str::FromStr;
 
 use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::cipher::Salt;
 
@@ -65,6 +73,29 @@ pub fn new_delta(number: u64, salt: Option<Salt>) -> String {
     format!("{number:020}-{}", salt.unwrap_or_else(Salt::draw))
 }
 
+/// A name, never used before, for a delta meant for the entry `point` of a branch.
+pub fn new_branch_delta(point: PointId, salt: Option<Salt>) -> String {
+    format!("g{}-{}", point.generation, new_delta(point.number, salt))
+}
+
+/// The folder that holds one folder for each branch of a machine's line.
+pub fn branches_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}/branches")
+}
+
+/// The folder of the branch that `writer`, fenced, has made after its `generation`.
+pub fn branch_folder(machine: &str, generation: u64, writer: Uuid) -> String {
+    format!("{}/{generation:020}-{}", branches_folder(machine), writer.simple())
+}
+
+/// The generation and the writer of the branch whose folder is named `name`; `None` if that is no name of a branch.
+pub fn parse_branch(name: &str) -> Option<(u64, Uuid)> {
+    let (generation, writer) = name.split_once('-')?;
+    let digits = generation.len() == 20 && generation.bytes().all(|b| b.is_ascii_digit());
+    let parsed = (generation.parse().ok().filter(|_| digits)?, Uuid::try_parse(writer).ok()?);
+    (writer.len() == 32).then_some(parsed)
+}
+
 /// The full name of the delta `name` of `machine`.
 pub fn delta(machine: &str, name: &str) -> String {
     format!("{}/{name}", delta_folder(machine))
@@ -85,11 +116,6 @@ pub fn catalogue_folder(machine: &str) -> String {
 /// The name of catalogue `number`; [`parse_line_entry`] reads the number back.
 pub fn catalogue(machine: &str, number: u64) -> String {
     line_entry(&catalogue_folder(machine), number)
-}
-
-/// The machine's folder of branches, each of which is a line of its own.
-pub fn branches_folder(machine: &str) -> String {
-    format!("{MACHINES}/{machine}/branches")
 }
 
 /// The machine's folder of holds.

@@ -9,6 +9,7 @@
 //! hands in settings as plain data and polls what it gets.
 
 pub mod blockmap;
+pub mod branches;
 pub mod catalogue;
 pub mod changes;
 pub mod check;
@@ -17,6 +18,7 @@ pub mod clock;
 pub mod commit;
 pub mod delta;
 pub mod digest;
+pub mod elapsed;
 pub mod holds;
 pub mod inspect;
 pub mod intervals;

@@ -14,6 +14,7 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::branches;
 use crate::catalogue::{self, Catalogue};
 use crate::keys::{self, PointId};
 use crate::point::{self, EntryKind, Gap, Header};
@@ -116,6 +117,9 @@ pub struct PointInfo {
     /// It stays until it is unpinned.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
+    /// It stands on a branch: nothing of the owning generation was built on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub branch: bool,
 }
 
 impl From<Header> for PointInfo {
@@ -134,6 +138,7 @@ impl From<Header> for PointInfo {
             bytes: header.bytes,
             disks: header.disks.into_iter().map(summary).collect(),
             group: header.group.map(|group| GroupShare { name: group.name, cut: group.cut, complete: None }),
+            branch: false,
             pinned: false,
         }
     }
@@ -144,21 +149,58 @@ pub async fn machines(vault: &Vault) -> Result<Vec<String>> {
     vault.store.list_folders(keys::MACHINES).await
 }
 
-/// The points of `machine`, oldest first. Those of a consistency group say whether their group has the whole cut.
+/// The points of `machine`, oldest first, those of its branches among them. Those of a consistency group say whether their
+/// group has the whole cut.
 pub async fn points(vault: &Vault, machine: &str) -> Result<Vec<PointInfo>> {
     let view = View::load(vault, machine).await?;
-    let headers = view.headers(vault).await?;
+    let line = view.headers(vault).await?;
+    let owned = owned(&line);
+    let headers = by_time(line, branches::headers(vault, machine).await?);
     let others = cuts_of_others(vault, machine, &headers).await?;
     let info = |header: Header| {
         let complete = header.group.as_ref().map(|group| {
             let mut others = group.members.iter().filter_map(|member| others.get(member));
             others.all(|cuts| cuts.contains(&group.cut))
         });
-        let mut info = view.info(header);
+        let branch = !owned.contains(&header.id());
+        let mut info = PointInfo { branch, ..view.info(header) };
         info.group.iter_mut().for_each(|group| group.complete = complete);
         info
     };
     Ok(headers.into_iter().filter(Header::is_point).map(info).collect())
+}
+
+/// The points that lead to the newest one of `line`: those of the owning generation, and those that it was forked from.
+fn owned(line: &[Header]) -> HashSet<PointId> {
+    let mut highest = u64::MAX;
+    let mut owned = HashSet::new();
+    for header in line.iter().rev() {
+        if header.number > highest {
+            continue;
+        }
+        if header.is_point() {
+            owned.insert(header.id());
+        } else {
+            // Between a claim and the point that it forks from lies what lost.
+            highest = header.parent.map_or(0, |fork| fork.number);
+        }
+    }
+    owned
+}
+
+/// The line with what stands on branches at its place in time; the line's own order stays.
+fn by_time(line: Vec<Header>, mut branches: Vec<Header>) -> Vec<Header> {
+    branches.sort_by_key(|header| header.time);
+    let mut branches = branches.into_iter().peekable();
+    let mut all = Vec::with_capacity(line.len());
+    for header in line {
+        while let Some(earlier) = branches.next_if(|branch| branch.time < header.time) {
+            all.push(earlier);
+        }
+        all.push(header);
+    }
+    all.extend(branches);
+    all
 }
 
 /// The group cuts in the lines of the machines that share one with `machine`.
@@ -237,9 +279,12 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
     };
     let mut view = View::load(vault, machine).await?;
     if let PointName::Id(id) = name {
-        view.numbers.binary_search(&id.number).map_err(|_| missing())?;
-        let header = view.header(vault, id.number).await?;
-        return if header.is_point() && header.id() == *id { Ok(view.info(header)) } else { Err(missing()) };
+        return match find_by(vault, &view.catalogue, *id).await {
+            Ok(header) if header.is_point() => Ok(view.info(header)),
+            Ok(_) => Err(missing()),
+            Err(e) if e.kind == Kind::NotFound => Err(missing()),
+            Err(e) => Err(e),
+        };
     }
     // An old instant is found by reading all headers, many at a time; the newest point needs but one or two.
     let mut known: HashMap<u64, Header> = HashMap::new();
@@ -269,9 +314,39 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
     Err(missing())
 }
 
-/// The header of entry `number`, which is above the floor: one request, two for a machine with very many disks.
-pub(crate) async fn header(vault: &Vault, machine: &str, number: u64) -> Result<Header> {
-    let key = keys::line_entry(&keys::line_folder(machine), number);
+/// What the entry `id` says about itself, wherever it stands.
+pub async fn find(vault: &Vault, machine: &str, id: PointId) -> Result<Header> {
+    find_by(vault, &catalogue::newest(vault, machine).await?, id).await
+}
+
+async fn find_by(vault: &Vault, catalogue: &Catalogue, id: PointId) -> Result<Header> {
+    let machine = catalogue.machine.as_str();
+    let pruned = || Error::new(Kind::NotFound, machine, format!("has no point {id}: it was pruned"));
+    let found = if id.number > catalogue.floor {
+        header(vault, machine, id.number).await
+    } else {
+        catalogue.header(id.number).cloned().ok_or_else(pruned)
+    };
+    if matches!(&found, Ok(header) if header.id() == id) {
+        return found;
+    }
+    match branches::holding(vault, machine, id).await? {
+        Some(branch) => branch.header(vault, machine, id.number).await,
+        None => found.and_then(|other| {
+            let message = format!("has no point {id}: entry {} stands in its place", other.id());
+            Err(Error::new(Kind::NotFound, machine, message))
+        }),
+    }
+}
+
+/// The header of entry `number` of the line, which is above the floor: one request, two for a machine with very many disks.
+pub async fn header(vault: &Vault, machine: &str, number: u64) -> Result<Header> {
+    header_in(vault, machine, &keys::line_folder(machine), number).await
+}
+
+/// The same in `folder`, which is the line's or a branch's.
+pub(crate) async fn header_in(vault: &Vault, machine: &str, folder: &str, number: u64) -> Result<Header> {
+    let key = keys::line_entry(folder, number);
     let object = vault.store.name_of(&key);
     let mut start = vault.store.get_start(&key, HEADER_GUESS).await?;
     let end = point::header_end(&object, &start)?;

@@ -53,12 +53,15 @@ use serde::{Deserialize, Serialize};
 use crate::catalogue;
 use crate::holds;
 use crate::keys::{self, PointId};
+use crate::line;
 use crate::retention::Policy;
 use crate::vault::Vault;
 use survey::Survey;
 
 /// Between a catalogue and its deletions; writers and readers rely on it, so it may be longer, never shorter.
 pub const WAIT: Duration = Duration::from_secs(3600);
+const _: () =
+    assert!(WAIT.as_secs() >= 2 * line::BOUND.as_secs(), "a name is freed while a writer trusts its head");
 /// How often others may publish while we plan.
 const ATTEMPTS: usize = 5;
 

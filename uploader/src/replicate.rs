@@ -29,6 +29,7 @@ mod context;
 mod copy;
 mod engine;
 mod held;
+mod retry;
 mod rounds;
 mod ship;
 mod sync;
@@ -47,6 +48,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use crate::elapsed::Elapsed;
 use crate::jobs::Jobs;
 use crate::keys::PointId;
 use crate::point::EntryKind;
@@ -57,6 +59,16 @@ use crate::vault::{Encryption, Vault};
 pub use crate::clock::Clock;
 pub use status::{DiskState, DiskStatus, Health, Phase, Status};
 pub use window::ResyncWindow;
+
+/// What to do when another writer owns the machine's line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFenced {
+    /// Go on with a branch of the line, and call the operator.
+    #[default]
+    Branch,
+    /// Stop, and call the operator.
+    Refuse,
+}
 
 /// What the loop of one machine needs to know.
 #[derive(Clone, Debug)]
@@ -77,6 +89,10 @@ pub struct Settings {
     pub resync_window: ResyncWindow,
     /// What the window is looked up by.
     pub clock: Clock,
+    /// What gaps are waited by, and the writer of the line tells the time by.
+    pub elapsed: Elapsed,
+    /// What to do when another writer owns the line.
+    pub on_fenced: OnFenced,
     /// How many bytes a second of live disks are read for copying; as many as can be when absent.
     pub copy_limit: Option<u64>,
     /// The machine's consistency group.
@@ -107,9 +123,9 @@ fn since_epoch() -> Duration {
     Duration::try_from(Timestamp::now().duration_since(Timestamp::UNIX_EPOCH)).unwrap_or_default()
 }
 
-/// The gaps between attempts: one quick retry, then 1, 2, 4, 8, 10 minutes, then every 30.
+/// The gaps between attempts: 1, 2, 4, 8, 10 minutes, then every 30.
 pub fn default_gaps() -> Vec<Duration> {
-    [3, 60, 120, 240, 480, 600, 1800].map(Duration::from_secs).to_vec()
+    [1, 2, 4, 8, 10, 30].map(|minutes| Duration::from_secs(minutes * 60)).to_vec()
 }
 
 /// Opens the vault; called at the start and again after errors.
@@ -151,17 +167,18 @@ pub(crate) struct Inbox {
     arrived: Notify,
 }
 
-/// Somebody who waits for a point of after he asked.
+/// Somebody who waits for a point.
 pub(crate) struct Waiter {
     pub reply: oneshot::Sender<Result<CutReport>>,
-    pub asked: Instant,
+    /// Nothing older will do. `None`: the machine's share of the cut that another member of its group had made.
+    pub asked: Option<Instant>,
     pub application: bool,
 }
 
 impl Inbox {
-    fn add(&self, application: bool) -> oneshot::Receiver<Result<CutReport>> {
+    fn add(&self, asked: Option<Instant>, application: bool) -> oneshot::Receiver<Result<CutReport>> {
         let (reply, answer) = oneshot::channel();
-        let waiter = Waiter { reply, asked: Instant::now(), application };
+        let waiter = Waiter { reply, asked, application };
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiter);
         self.arrived.notify_one();
         answer
@@ -218,13 +235,13 @@ impl Handle {
         if self.commands.is_closed() {
             return Err(self.ended());
         }
-        self.inbox.add(application).await.map_err(|_| self.ended())?
+        self.inbox.add(Some(Instant::now()), application).await.map_err(|_| self.ended())?
     }
 
-    /// Has a point taken now, as another member of the machine's group does, and does not wait for it.
-    pub fn join_cut(&self, application: bool) {
+    /// Has the machine take its share of the cut that another member of its group has had made, and does not wait for it.
+    pub fn join_cut(&self) {
         // A loop that ended, or is paused, does not take part.
-        drop(self.inbox.add(application));
+        drop(self.inbox.add(None, false));
     }
 
     /// The machine's consistency group.

@@ -10,6 +10,7 @@
 mod errors;
 pub mod limit;
 mod open;
+mod patience;
 mod versions;
 
 use std::ops::Range;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
+use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use nbd_proxy::{Error, Kind, Result};
 use object_store::path::Path;
@@ -28,6 +30,9 @@ use serde::{Deserialize, Serialize};
 
 use limit::Limit;
 pub use open::{StoreConfig, open};
+#[cfg(test)]
+pub(crate) use patience::LeftAlone;
+pub(crate) use patience::asked_to_wait;
 
 /// Requests made and bytes moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,7 +193,14 @@ impl Store {
 
     /// Writes an object under a name that no other writer can know, so that writing it twice is harmless.
     pub async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
-        self.write(key, payload, PutMode::Overwrite).await
+        match self.write(key, payload, PutMode::Overwrite).await {
+            // What may not be changed was written by an attempt whose reply was lost. Under another name it will do.
+            Err(mut e) if e.kind == Kind::Exists => {
+                e.kind = Kind::Unavailable;
+                Err(e)
+            }
+            written => written,
+        }
     }
 
     /// Writes an object unless the name is taken, which is [`Kind::Exists`].
@@ -281,14 +293,25 @@ impl Store {
 
     /// Everything below `folder`, sorted by name.
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        self.listed(folder, self.inner.list(Some(&Path::from(folder)))).await
+    }
+
+    /// What is below `folder` and sorts after `key`, sorted by name.
+    pub async fn list_after(&self, folder: &str, key: &str) -> Result<Vec<Listed>> {
+        self.listed(folder, self.inner.list_with_offset(Some(&Path::from(folder)), &Path::from(key))).await
+    }
+
+    async fn listed(
+        &self,
+        folder: &str,
+        found: BoxStream<'static, object_store::Result<object_store::ObjectMeta>>,
+    ) -> Result<Vec<Listed>> {
         self.counters.lists.fetch_add(1, Relaxed);
-        let found = self.inner.list(Some(&Path::from(folder)));
-        let found: Vec<Listed> = match found.map_ok(Listed::from).try_collect().await {
+        let mut found: Vec<Listed> = match found.map_ok(Listed::from).try_collect().await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) if self.is_folder() => Vec::new(),
             Err(e) => return Err(self.error("list", folder, e)),
         };
-        let mut found = found;
         found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
     }

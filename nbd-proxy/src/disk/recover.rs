@@ -4,7 +4,7 @@
 //!
 //! | left behind | means | so |
 //! |---|---|---|
-//! | nothing, or a note that it is void | a new disk, or tracking could not be recorded | unlogged, whole sync |
+//! | nothing, or a note that it is void | a new disk, or tracking could not be recorded | unlogged, whole sync, past the page cache if nothing is known |
 //! | clean, the image as it was left | everything is durable and agrees | the log goes on; without one, the saved bitmap |
 //! | clean, another image | changed outside | new stretch, whole sync |
 //! | not clean, another image (inode, size), or changed later than the stamp allows | changed outside | new stretch, whole sync |

@@ -20,7 +20,9 @@
 //! written since the round began, with a record or without. The round goes on without a log; when all it named is copied, that
 //! bitmap is the next round. A write in flight when it is frozen marks its blocks afterwards, on its way out, and so is of the
 //! round after; only the last round, which logs, has to wait for such writes first. Under churn that no log can hold, the
-//! caller makes rounds without a log until one is small enough for a log to outlive it.
+//! caller makes rounds without a log until one is small enough for a log to outlive it. What earlier rounds copied stays in a
+//! bitmap of its own until the sync's point is committed: it keeps its marks in the intent map, and whoever begins the sync again
+//! copies it again. So a kill or a power loss in any round costs the marked regions, as elsewhere, and not the whole disk.
 //!
 //! The state file has one writer at a time (`saving`), and what it writes is taken from the tracker in the same critical section
 //! that takes the turn: a later state is never overwritten by an earlier one.
@@ -114,8 +116,10 @@ impl TrackedDisk {
             tracker.sync = Some(Syncing::new(SyncScope::Whole, None, None, self.backing.size()));
         }
         // A new attempt includes what earlier attempts shipped: their deltas may have been given up.
-        if let Some(Syncing { copy: Some(copy), released, .. }) = &mut tracker.sync {
+        if let Some(Syncing { copy: Some(copy), released, earlier, before, .. }) = &mut tracker.sync {
             copy.merge(released.freeze());
+            copy.merge(earlier.freeze());
+            *before = None;
         }
         self.answer(tracker)
     }
@@ -133,8 +137,7 @@ impl TrackedDisk {
                     tracker = self.lock_for_saving();
                 } else {
                     let written = tracker.dirty.freeze();
-                    // What the vault had is no base for what is left.
-                    (tracker.bases, tracker.suspect) = (Vec::new(), false);
+                    tracker.suspect = false;
                     tracker.sync = tracker.sync.take().map(|sync| sync.next(written, self.backing.size()));
                 }
             }
@@ -275,13 +278,14 @@ impl TrackedDisk {
         if tracker.epoch != epoch {
             return Err(self.not_logged(&tracker));
         }
+        let last = tracker.sync.take_if(|sync| Some(sync.round) == complete);
+        give_round_up(&mut tracker);
         let (unrecorded, size) = (tracker.dirty.freeze(), self.backing.size());
         let base = std::mem::take(&mut tracker.bases).into_iter().find(|base| Some(*base) == known);
-        let last = tracker.sync.take().filter(|sync| Some(sync.round) == complete);
         let partial = if tracker.suspect { SyncScope::Marked } else { SyncScope::Dirty };
         tracker.suspect = false;
         tracker.sync = Some(match (last, base) {
-            (Some(last), _) => last.next(unrecorded, size),
+            (Some(last), base) => Syncing { base, ..last.next(unrecorded, size) },
             (None, Some(_)) => Syncing::new(partial, base, Some(unrecorded), size),
             (None, None) => Syncing::new(SyncScope::Whole, None, None, size),
         });
@@ -355,13 +359,14 @@ pub(super) fn bases_of(tracker: &Tracker) -> Vec<Uuid> {
     }
 }
 
-/// Of a stretch that has ended: what its sync's round named differs still, for all that is known.
+/// Of a stretch that has ended: what its sync's rounds named differs still, for all that is known. What earlier ones copied may
+/// stand in the vault already.
 pub(super) fn give_round_up(tracker: &mut Tracker) {
     let Some(sync) = tracker.sync.take() else { return };
-    if let Some(copy) = sync.copy {
-        tracker.dirty.merge(copy);
-        tracker.suspect = sync.scope == SyncScope::Marked;
+    if sync.copy.is_some() {
+        tracker.suspect |= sync.scope == SyncScope::Marked || sync.before.is_some();
     }
+    tracker.dirty.merge(sync.all());
 }
 
 /// Ends the stretch of records: a new tracking id, and a bitmap that names every difference from what the vault has under

@@ -69,20 +69,34 @@ pub enum End {
 impl TrackedDisk {
     /// The first half of a write: it has its room and its record, and nothing of it is on the backing.
     pub fn begin_write(&self, offset: u64, data: &[u8]) -> HalfWritten {
+        let half = self.take_room(offset, data);
+        self.record(&half);
+        half
+    }
+
+    /// The first quarter: it has its room.
+    pub fn take_room(&self, offset: u64, data: &[u8]) -> HalfWritten {
         let range = offset..offset + data.len() as u64;
-        let entry = [Entry { offset, len: data.len() as u64, data: Some(data) }];
+        let entry = Entry { offset, len: data.len() as u64, data: Some(data) };
         loop {
             let mut tracker = self.lock();
-            if let Reserve::Ready(room) = tracker.reserve(1, entry[0].record_bytes()) {
+            if let Reserve::Ready(room) = tracker.reserve(1, entry.record_bytes()) {
                 let ticket = tracker.ranges.take(std::iter::once(range.clone()));
-                drop(tracker);
-                room.file.append(room.at, room.first, &entry).unwrap();
-                self.lock().appended(&room);
                 return HalfWritten { room, ticket, offset, data: data.to_vec() };
             }
             drop(tracker);
             self.make_spare().unwrap();
         }
+    }
+
+    /// The second quarter: it has its record.
+    pub fn record(&self, half: &HalfWritten) {
+        let HalfWritten { room, offset, data, .. } = half;
+        let entry = Entry { offset: *offset, len: data.len() as u64, data: Some(data) };
+        room.file.append(room.at, room.first, &[entry]).unwrap();
+        let mut tracker = self.lock();
+        tracker.appended(room);
+        self.unlock(tracker);
     }
 
     /// The second half: on the backing, marked, answered.
@@ -305,7 +319,8 @@ impl BlockDevice for FailingDisk {
         self.inner.size()
     }
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        let able = self.inner.capabilities();
+        Capabilities { fast_zero: able.fast_zero && !self.failing.load(Ordering::SeqCst), ..able }
     }
     fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
         self.inner.try_read(buf, offset)

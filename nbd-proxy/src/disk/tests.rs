@@ -1,6 +1,7 @@
 //! The tracked disk keeps its promises, one disk at a time.
 
 mod afar;
+mod guards;
 mod power;
 mod rounds;
 

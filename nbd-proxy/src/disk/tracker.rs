@@ -92,27 +92,42 @@ struct Open {
 pub struct Syncing {
     /// What it copies.
     pub scope: SyncScope,
-    /// The id under which the vault was exact before; only with it is `copy` enough.
+    /// The id under which the vault was exact before; only with it are `copy` and `earlier` enough.
     pub base: Option<Uuid>,
     /// The blocks a dirty sync copies.
     pub copy: Option<DirtyBitmap>,
     /// Blocks of cuts released since the round began: their deltas count only once the sync's point is committed.
     pub released: DirtyBitmap,
+    /// Blocks that earlier rounds copied or released: they, too, count only then, and a sync that begins again includes them.
+    pub earlier: DirtyBitmap,
     /// Names what `copy` names.
     pub round: Uuid,
-    /// The round before it. What that one copied is known to the caller alone: a sync that begins again is a whole one.
+    /// The round before it.
     pub before: Option<Uuid>,
 }
 
 impl Syncing {
     /// The first round of a sync that copies `copy`, or everything, of a disk of `size` bytes.
     pub fn new(scope: SyncScope, base: Option<Uuid>, copy: Option<DirtyBitmap>, size: u64) -> Self {
-        Self { scope, base, copy, released: DirtyBitmap::new(size), round: Uuid::new_v4(), before: None }
+        let (released, earlier) = (DirtyBitmap::new(size), DirtyBitmap::new(size));
+        Self { scope, base, copy, released, earlier, round: Uuid::new_v4(), before: None }
     }
 
     /// The round that follows: it copies what was `written` since this one began.
-    pub fn next(&self, written: DirtyBitmap, size: u64) -> Self {
-        Self { before: Some(self.round), ..Self::new(SyncScope::Dirty, None, Some(written), size) }
+    pub fn next(self, written: DirtyBitmap, size: u64) -> Self {
+        let (base, before) = (self.base, Some(self.round));
+        let earlier = self.all();
+        Self { before, earlier, ..Self::new(SyncScope::Dirty, base, Some(written), size) }
+    }
+
+    /// All that it has to copy and has copied, as far as blocks name it.
+    pub fn all(self) -> DirtyBitmap {
+        let mut all = self.earlier;
+        all.merge(self.released);
+        if let Some(copy) = self.copy {
+            all.merge(copy);
+        }
+        all
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::intent::Marks;
-use super::state::FoundState;
+use super::state::{DiskState, FoundState};
 use crate::backing::Backing;
 use crate::tracking::SyncScope;
 use crate::{Error, Kind, Result};
@@ -63,12 +63,13 @@ pub fn judge(
 ) -> Result<Verdict> {
     let now = backing.found();
     let anew = |cause: &str| Ok(Verdict::Anew(cause.to_owned()));
+    // A sync failed, or it is not known whether one did: what the page cache shows since may not be on the disk.
+    if was.damaged || void.is_some() || was.state.as_ref().is_none_or(|state| state.sync_failed) {
+        backing.drop_cache();
+    }
+    const DAMAGED: &str = "the state of its tracking is damaged";
     let Some(state) = &was.state else {
-        return anew(if was.damaged {
-            "the state of its tracking is damaged"
-        } else {
-            "new disk, or the state of its tracking was lost"
-        });
+        return anew(if was.damaged { DAMAGED } else { "new disk, or the state of its tracking was lost" });
     };
     if now.size < state.image.size {
         return Err(shrunk(backing.path(), state.image.size, now.size));
@@ -84,20 +85,11 @@ pub fn judge(
     }
     // A power loss tears only a record that nobody relied on yet; a kill tears none.
     if was.damaged && state.boot == era.boot {
-        return anew("the state of its tracking is damaged");
-    }
-    if state.clean && state.afar.sample.as_ref().is_some_and(|sample| sample.differs(backing)) {
-        return anew("image changed outside Lifeboat: a sample of it is not what it was");
-    }
-    if state.clean && state.image == *now {
-        return Ok(Verdict::GoOn);
+        return anew(DAMAGED);
     }
     let rebooted = state.boot != era.boot;
-    if state.clean && !(rebooted && state.image.is_same_but_device(now)) {
-        return anew("image changed outside Lifeboat");
-    }
     if state.clean {
-        return Ok(Verdict::GoOn);
+        return Ok(judge_clean(state, backing, rebooted));
     }
     // Devices may be numbered anew at a boot.
     if !state.image.is_same_file(now, rebooted) {
@@ -122,7 +114,6 @@ pub fn judge(
         );
     }
     if state.sync_failed {
-        backing.drop_cache();
         return compare("a sync of the disk had failed");
     }
     if !state.logged {
@@ -135,6 +126,18 @@ pub fn judge(
         return compare("the proxy died during a catch-up");
     }
     Ok(Verdict::GoOn)
+}
+
+/// Weighs a disk that was closed in good order.
+fn judge_clean(state: &DiskState, backing: &dyn Backing, rebooted: bool) -> Verdict {
+    let now = backing.found();
+    if state.image != *now && !(rebooted && state.image.is_same_but_device(now)) {
+        return Verdict::Anew("image changed outside Lifeboat".to_owned());
+    }
+    if state.afar.sample.as_ref().is_some_and(|sample| sample.differs(backing)) {
+        return Verdict::Anew("image changed outside Lifeboat: a sample of it is not what it was".to_owned());
+    }
+    Verdict::GoOn
 }
 
 fn shrunk(path: &Path, before: u64, now: u64) -> Error {

@@ -99,9 +99,12 @@ thread_local! {
     static LOCAL: RefCell<Option<Local>> = const { RefCell::new(None) };
 }
 
-#[derive(Debug)]
+type Watch = Box<dyn FnMut(&str)>;
+
+#[derive(Default)]
 struct Local {
     armed: Vec<Armed>,
+    watch: Option<Watch>,
     passed: Vec<String>,
     dead: bool,
 }
@@ -112,6 +115,11 @@ struct Local {
 pub struct Guard(());
 
 impl Guard {
+    /// Calls `watch` with the name of each failpoint that is passed on this thread, before anything happens there.
+    pub fn watch(&self, watch: impl FnMut(&str) + 'static) {
+        set_watch(Box::new(watch));
+    }
+
     /// The failpoints that were passed on this thread, in order.
     pub fn passed(&self) -> Vec<String> {
         LOCAL.with_borrow(|local| local.as_ref().map(|local| local.passed.clone()).unwrap_or_default())
@@ -135,12 +143,26 @@ pub fn arm(wishes: &[(&str, Action, u64)]) -> Guard {
         debug_assert!(*point == ANY || all().any(|known| known == *point), "there is no failpoint {point}");
         Armed { point: (*point).to_owned(), action: *action, nth: *nth, passed: AtomicU64::new(0) }
     };
-    LOCAL.set(Some(Local { armed: wishes.iter().map(armed).collect(), passed: Vec::new(), dead: false }));
+    LOCAL.set(Some(Local { armed: wishes.iter().map(armed).collect(), ..Local::default() }));
     Guard(())
+}
+
+fn set_watch(watch: Watch) {
+    LOCAL.with_borrow_mut(|local| {
+        if let Some(local) = local {
+            local.watch = Some(watch);
+        }
+    });
 }
 
 /// Passes a failpoint.
 pub(super) fn hit(step: Step, op: Op, when: When) -> io::Result<()> {
+    // Not borrowed meanwhile: who watches may pass failpoints himself.
+    let watch = LOCAL.with_borrow_mut(|local| local.as_mut().and_then(|local| local.watch.take()));
+    if let Some(mut watch) = watch {
+        watch(&name(step, op, when));
+        set_watch(watch);
+    }
     LOCAL.with_borrow_mut(|local| local.as_mut().map_or(Ok(()), |local| local.hit(step, op, when)))?;
     let Some(plan) = PLAN.get() else { return Ok(()) };
     let point = name(step, op, when);

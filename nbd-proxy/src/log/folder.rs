@@ -18,7 +18,7 @@ use crate::{Error, Kind, Result};
 /// How many used files are kept for reuse: as many as the last cut gave back, within these bounds.
 const FEWEST_BLANKS: usize = 2;
 const MOST_BLANKS: usize = 16;
-/// See `keep_reserve`.
+/// See `has_room`.
 const RESERVE_CEILING: u64 = 1 << 30;
 
 /// A disk's segments on disk.
@@ -171,12 +171,11 @@ impl Folder {
         }
     }
 
-    /// The log leaves some of its file system free: 2 %, at most 1 GiB.
     fn keep_reserve(&self, path: &Path) -> Result<()> {
         let space = rustix::fs::statvfs(&self.dir)
             .map_err(|error| Error::io("look at the free space beside", path, error.into()))?;
-        let reserve = (space.f_blocks * space.f_frsize / 50).min(RESERVE_CEILING);
-        if space.f_bavail * space.f_frsize < reserve + self.segment_bytes {
+        let (total, free) = (space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize);
+        if !has_room(total, free, self.segment_bytes) {
             return Err(Error::io("allocate the segment", path, std::io::ErrorKind::StorageFull.into())
                 .remedy("free space there, or set log_dir to a folder on another file system"));
         }
@@ -186,6 +185,11 @@ impl Folder {
     fn blanks(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
         self.blanks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Whether `needed` bytes can be taken from a file system. The log leaves some of it free: 2 %, at most 1 GiB.
+pub(super) fn has_room(total: u64, free: u64, needed: u64) -> bool {
+    free >= needed + (total / 50).min(RESERVE_CEILING)
 }
 
 /// Whether the file at `path` never became a segment: its magic was not written yet.

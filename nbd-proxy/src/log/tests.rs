@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::folder::{Folder, has_room};
 use super::format::{HEADER_LEN, Header, RECORD_LEN};
 use super::segment::{Entry, SegmentFile, SegmentWriter};
-use super::{Record, SegmentReader, folder::Folder};
+use super::{Record, SegmentReader, format};
 use crate::Kind;
 use crate::tracking::SegmentRef;
 
@@ -96,9 +97,21 @@ fn a_truncated_segment_is_named_not_shortened() {
 
 #[test]
 fn a_recycled_file_shows_none_of_its_old_records() {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = Folder::open(dir.path(), 1 << 20).unwrap();
-    let (first, second) = (header(1), Header { segment: 2, ..header(1) });
+    let first = header(1);
+    // The same log goes on in the same file, or another one has a segment of the same number.
+    for second in [Header { segment: 2, ..first.clone() }, Header { log: Uuid::new_v4(), ..first.clone() }] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path(), 1 << 20).unwrap();
+        let writer = recycle(&folder, first.clone(), second);
+        let new = writer.seal().unwrap();
+        assert_eq!(read(&new).unwrap(), vec![]);
+        let mut reader = SegmentReader::open_any(&new.path).unwrap();
+        assert_eq!(reader.next_record().unwrap(), None);
+    }
+}
+
+/// The segment `second`, begun in the file of `first`, which had records.
+fn recycle(folder: &Folder, first: Header, second: Header) -> SegmentWriter {
     let mut writer = SegmentWriter::over(folder.create(first).unwrap());
     for number in 0..10 {
         writer.append(Entry { offset: number * 4096, len: 4096, data: Some(&[9; 4096]) }).unwrap();
@@ -106,12 +119,38 @@ fn a_recycled_file_shows_none_of_its_old_records() {
     let old = writer.seal().unwrap();
     folder.retire(&old.path).unwrap();
     assert!(folder.segments().unwrap().is_empty(), "a retired segment is no segment");
-    // The same log goes on in the same file: the seed differs by the segment's number.
-    let writer = SegmentWriter::over(folder.create(second).unwrap());
-    let new = writer.seal().unwrap();
-    assert_eq!(read(&new).unwrap(), vec![]);
-    let mut reader = SegmentReader::open_any(&new.path).unwrap();
-    assert_eq!(reader.next_record().unwrap(), None);
+    SegmentWriter::over(folder.create(second).unwrap())
+}
+
+#[test]
+fn a_record_in_another_s_place_is_none() {
+    let seed = header(1).seed();
+    let mut record = [0; RECORD_LEN];
+    format::encode_record(seed, 5, 0, 512, None, &mut record);
+    assert!(format::decode_record(seed, 5, SIZE, &record).is_some());
+    assert!(format::decode_record(seed, 4, SIZE, &record).is_none());
+}
+
+/// Killed between the rename of a kept file and its new header.
+#[test]
+fn a_retired_segment_is_one_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Folder::open(dir.path(), 1 << 20).unwrap();
+    let mut writer = SegmentWriter::over(folder.create(header(1)).unwrap());
+    writer.append(Entry { offset: 0, len: 512, data: None }).unwrap();
+    folder.retire(&writer.seal().unwrap().path).unwrap();
+    let kept = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    std::fs::rename(kept, dir.path().join("000000000002.seg")).unwrap();
+    assert!(folder.segments().unwrap().is_empty(), "an old segment has come back under another name");
+}
+
+#[test]
+fn the_log_leaves_a_reserve() {
+    let gib = 1 << 30;
+    assert!(has_room(10 * gib, gib, gib / 2));
+    assert!(!has_room(10 * gib, gib, gib), "2 % stay free");
+    assert!(has_room(1000 * gib, 3 * gib, 2 * gib), "or 1 GiB");
+    assert!(!has_room(1000 * gib, 2 * gib, 2 * gib));
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl<T> Replies<T> {
     }
 
     /// A request goes out under `cookie`, which no other has had.
-    pub fn expect(&mut self, cookie: Cookie, question: Question, ticket: T) {
+    pub fn ask(&mut self, cookie: Cookie, question: Question, ticket: T) {
         let len = if let Question::Read { len, .. } = question { len } else { 0 };
         let (covered, runs) = (Vec::new(), Vec::new());
         let data = vec![0; len];
@@ -350,7 +350,7 @@ impl<T> Replies<T> {
         let whole = match *question {
             _ if refused.is_some() => true,
             Question::Plain => true,
-            Question::Read { len, .. } => len == 0 || *covered == [0..len],
+            Question::Read { len, .. } => len == 0 || (covered.len() == 1 && covered[0] == (0..len)),
             Question::Status { .. } => !runs.is_empty(),
         };
         let pending = if whole { self.pending.remove(&cookie) } else { None };

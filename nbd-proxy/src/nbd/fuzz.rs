@@ -112,10 +112,10 @@ type TakenIn = (Vec<(u64, bool)>, Option<Violation>);
 
 fn taken_in(input: &[u8], structured: bool, step: usize) -> TakenIn {
     let mut replies = Replies::new(structured);
-    replies.expect(1, Question::Plain, 1);
-    replies.expect(2, Question::Read { offset: 4096, len: 512 }, 2);
-    replies.expect(3, Question::Read { offset: 1 << 40, len: 1 << 16 }, 3);
-    replies.expect(4, Question::Status { context: 1 }, 4);
+    replies.ask(1, Question::Plain, 1);
+    replies.ask(2, Question::Read { offset: 4096, len: 512 }, 2);
+    replies.ask(3, Question::Read { offset: 1 << 40, len: 1 << 16 }, 3);
+    replies.ask(4, Question::Status { context: 1 }, 4);
     let mut answers = Vec::new();
     for piece in input.chunks(step) {
         let mut rest = piece;

@@ -19,7 +19,7 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<()> {
-    let config = crate::vault::store_config(&args.vault.resolve(context)?);
+    let config = crate::vault::store_config(&args.vault.resolve(context)?)?;
     let report = check::check(&store::open(&config, true)?).await;
     output::answer(context.json, &report, people)?;
     report.refusal().map_or(Ok(()), Err)

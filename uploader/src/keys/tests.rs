@@ -51,3 +51,18 @@ fn a_deltas_name_says_for_which_entry_it_was_made() {
         ("machines/m/catalogue/00000000000000000003", Some(3))
     );
 }
+
+#[test]
+fn branches_have_names_of_their_own() {
+    let writer = Uuid::from_u128(0xab);
+    let folder = branch_folder("m", 3, writer);
+    assert_eq!(folder, "machines/m/branches/00000000000000000003-000000000000000000000000000000ab");
+    assert_eq!(parse_branch(folder.rsplit('/').next().unwrap()), Some((3, writer)));
+    for wrong in ["", "3-000000000000000000000000000000ab", "00000000000000000003-ab", "00000000000000000003"]
+    {
+        assert_eq!(parse_branch(wrong), None, "{wrong}");
+    }
+    assert!(
+        new_branch_delta(PointId { generation: 3, number: 7 }, None).starts_with("g3-00000000000000000007-")
+    );
+}

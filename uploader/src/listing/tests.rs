@@ -3,11 +3,19 @@ use uuid::Uuid;
 
 use super::*;
 use crate::commit::{self, Outcome};
+use crate::elapsed::Elapsed;
+use crate::line::{Line, Writer};
 use crate::point::PointDisk;
 use crate::testing::memory_vault;
 
 fn id(generation: u64, number: u64) -> PointId {
     PointId { generation, number }
+}
+
+async fn append_entry(line: &Line, header: Header) {
+    let mut writer = Writer::new(line.clone(), header.owner(), Elapsed::of_host());
+    let outcome = commit::append(&mut writer, header, &[], None).await.unwrap();
+    assert!(matches!(outcome, Outcome::Committed(_)));
 }
 
 /// Appends an entry; entry `number` is of second `number`.
@@ -34,8 +42,7 @@ async fn append(vault: &Vault, generation: u64, number: u64, kind: EntryKind, pa
         logical: 0,
         group: None,
     };
-    let outcome = commit::append(&commit::line(vault, "m"), header, &[], None).await.unwrap();
-    assert!(matches!(outcome, Outcome::Committed(_)));
+    append_entry(&commit::line(vault, "m"), header).await;
 }
 
 /// Claim, points 2 to 4; a second generation forks from 3: claim 5, points 6 and 7; a third claim, from 6, without points.
@@ -65,6 +72,8 @@ async fn points_are_listed_oldest_first_and_claims_are_not() {
     assert_eq!((points[0].sequence, points[0].disks[0].size), (2, 4096));
     let json = serde_json::to_value(&points[3]).unwrap();
     assert_eq!((json["id"].as_str(), json["kind"].as_str()), (Some("g2-6"), Some("crash")));
+    let lost: Vec<_> = points.iter().filter(|point| point.branch).map(|point| point.sequence).collect();
+    assert_eq!(lost, [4], "what lies between a claim and the point that it forks from");
 }
 
 #[tokio::test]
@@ -120,7 +129,7 @@ async fn append_share(vault: &Vault, machine: &str, number: u64, kind: EntryKind
         logical: 0,
         group: Some(GroupCut { name: "shop".to_owned(), cut: Uuid::from_u128(cut), members }),
     };
-    commit::append(&commit::line(vault, machine), header, &[], None).await.unwrap();
+    append_entry(&commit::line(vault, machine), header).await;
 }
 
 #[tokio::test]
@@ -177,6 +186,6 @@ async fn a_header_larger_than_the_first_read_is_read_whole() {
         logical: 0,
         group: None,
     };
-    commit::append(&commit::line(&vault, "m"), header, &[], None).await.unwrap();
+    append_entry(&commit::line(&vault, "m"), header).await;
     assert_eq!(points(&vault, "m").await.unwrap()[0].disks.len(), 500);
 }

@@ -1,7 +1,21 @@
 //! Opening the vault, owning the line, and remembering what it has of ours.
 //!
-//! The line is ours when it ends in an entry of ours. Without local state a claim makes it so, which costs a listing; with
-//! it, one read of entry head+1 tells whether a reply was lost or another writer has taken over.
+//! The line is ours when it ends in an entry of ours. Without local state a claim makes it so; with it, a look at what is above our
+//! head tells whether a reply was lost or another writer has taken over. Each costs a listing, when replication starts and after
+//! errors.
+//!
+//! # Fenced
+//!
+//! When another writer owns the line, this one goes on with a branch, unless the operator has said that it is to stop. The order,
+//! and what a death in between leaves:
+//!
+//! 1. The local state says so, durably, with the number from which the branch begins; a sync under way is given up. From here on the
+//!    line is only read. Death: the next start goes on with 2.
+//! 2. The branch's claim is made. It is a hold on the fork, which is our newest point. Death: it is found and adopted.
+//! 3. The fork is looked for, until the branch has a point. If it is gone (pruned before the claim was there), nothing is built on it: the next
+//!    point holds everything.
+//!
+//! The log of the cut that met the fence was not released, so nothing is lost; its deltas are left to pruning.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,16 +31,16 @@ use super::journal::Journal;
 use super::state::State;
 use super::status::{Phase, Status};
 use super::throttle::Throttle;
-use super::{Connect, Inbox, Settings, Waiter};
+use super::{Connect, Inbox, OnFenced, Settings, Waiter};
+use crate::catalogue;
 use crate::commit::{self, Committed, Outcome};
-use crate::line::Line;
-use crate::point::{self, EntryKind, Header, PointDisk};
+use crate::digest::Digest;
+use crate::line::{Appended, Writer};
+use crate::listing;
+use crate::point::{EntryKind, Header, PointDisk};
 use crate::source::AnySource;
 use crate::store::Counts;
 use crate::vault::Vault;
-
-/// How often a claim is tried again because somebody else appended meanwhile.
-const CLAIMS: usize = 8;
 
 /// What stays the same as long as the loop runs.
 pub(super) struct Context {
@@ -50,7 +64,8 @@ pub(super) struct Context {
 /// What is known once the vault is open and the line is ours.
 pub(super) struct Ready {
     pub vault: Vault,
-    pub line: Line,
+    /// At work on the line, or on a branch.
+    pub writer: Writer,
     pub state: State,
     pub journal: Option<Journal>,
     /// What the disk of an attempt is compared with.
@@ -62,7 +77,7 @@ pub(super) struct Ready {
 impl Context {
     /// What the cut that is to become a point must be, for the policy and for those who wait.
     pub fn wanted(&self) -> CutRequest {
-        let asked = self.serving.iter().map(|waiter| waiter.asked.elapsed()).min();
+        let asked = self.serving.iter().filter_map(|waiter| waiter.asked).map(|asked| asked.elapsed()).min();
         let max_age = if self.fresh { Duration::ZERO } else { asked.unwrap_or(Duration::MAX) };
         let stretch = self.settings.app_stretch();
         let due = stretch.is_some() && stretch != self.app_stretch;
@@ -84,66 +99,127 @@ impl Context {
             (fresh.paused, fresh.cancelled, fresh.start_now) = wanted.unwrap_or_default();
             fresh
         });
-        let line = commit::line(&vault, machine);
-        let mut ready = Ready { vault, line, state, journal: None, held: None, newest: None };
+        let writer = self.writer(&vault, &state);
+        let mut ready = Ready { vault, writer, state, journal: None, held: None, newest: None };
         if !ready.state.claimed {
             self.claim(&mut ready).await?;
         }
         // Whether an entry that is found ends the sync depends on what the journal has.
         let sync = ready.state.sync.as_ref();
         ready.journal = sync.map(|sync| Journal::open(folder, machine, sync.id)).transpose()?;
-        let mut found = 0;
-        while let Some(there) = ready.line.probe(ready.state.head + 1, ready.state.owner()).await? {
-            let adopted = commit::settle(&ready.line, ready.state.head + 1, there)?;
-            found += 1;
-            if found > 1 && ready.state.sync.is_some() {
-                // Only one entry can be on its way. More mean that the local state is an old copy: the sync that it
-                // speaks of is over, and the newest entry tells what is exact.
-                self.remember(&mut ready, &adopted)?;
-            } else {
-                self.adopt(&mut ready, &adopted)?;
+        while let Some(there) = ready.writer.find(ready.state.head).await? {
+            match there {
+                Appended::Foreign(entry) => {
+                    let fenced = commit::fenced(ready.writer.line(), &entry)?;
+                    self.branch_off(&mut ready, fenced).await?;
+                }
+                Appended::Ours(entry) => {
+                    let next = entry.number == ready.state.head + 1;
+                    let adopted = commit::adopted(ready.writer.line(), &entry)?;
+                    if next || ready.state.sync.is_none() {
+                        self.adopt(&mut ready, &adopted)?;
+                    } else {
+                        // Only one entry can be on its way. More mean that the local state is an old copy: the sync that it
+                        // speaks of is over, and the newest entry tells what is exact.
+                        self.remember(&mut ready, &adopted)?;
+                    }
+                }
+                Appended::Created => {}
             }
         }
+        self.open_branch(&mut ready).await?;
         Ok(ready)
+    }
+
+    fn writer(&self, vault: &Vault, state: &State) -> Writer {
+        let (machine, owner) = (&self.settings.machine, state.owner());
+        let line = match state.fenced {
+            None => commit::line(vault, machine),
+            Some(_) => commit::branch(vault, machine, owner),
+        };
+        Writer::new(line, owner, self.settings.elapsed.clone())
     }
 
     /// Begins a generation: pick the newest point, then claim; if the head moved meanwhile, pick again.
     async fn claim(&self, ready: &mut Ready) -> Result<()> {
         ready.vault.refuse_unconditional().await?;
-        for _ in 0..CLAIMS {
-            let (line, state) = (&ready.line, &mut ready.state);
-            state.head = line.find_head().await?;
-            state.generation = 1;
-            (state.point, state.point_mark) = (None, None);
-            if let Some(bytes) = line.read(state.head).await? {
-                let head = commit::read(line, state.head, &bytes)?;
-                (state.point, state.point_mark) = match head.is_point() {
-                    true => (Some(head.id()), Some(point::mark(&line.key(state.head), &bytes)?)),
-                    false => (head.parent, head.parent_mark),
-                };
-                if head.writer == state.writer {
-                    // A claim of ours whose reply was lost.
-                    state.generation = head.generation;
-                    state.claimed = true;
-                    return state.save(&self.settings.state_dir);
-                }
-                state.generation = head.generation + 1;
+        let line = commit::line(&ready.vault, &self.settings.machine);
+        let state = &mut ready.state;
+        let claim = |newest: Option<(Header, Digest)>| {
+            let (newest, mark) = newest.unzip();
+            state.head = newest.as_ref().map_or(0, |newest| newest.number);
+            state.generation = newest.as_ref().map_or(0, |newest| newest.generation) + 1;
+            (state.point, state.point_mark) = match &newest {
+                Some(point) if point.is_point() => (Some(point.id()), mark),
+                Some(claim) => (claim.parent, claim.parent_mark),
+                None => (None, None),
+            };
+            if let Some(ours) = newest.filter(|newest| newest.writer == state.writer) {
+                // A claim of ours whose reply was lost.
+                state.generation = ours.generation;
+                state.claimed = true;
+                state.save(&self.settings.state_dir)?;
+                return Ok(None);
             }
             // The writer's id must survive before its first entry exists.
             state.save(&self.settings.state_dir)?;
-            let header = self.header(state, EntryKind::Claim, Timestamp::now(), Vec::new());
-            match commit::append(line, header, &[], None).await {
-                Ok(Outcome::Committed(claim) | Outcome::Adopted(claim)) => {
-                    state.claimed = true;
-                    return self.remember(ready, &claim);
-                }
-                Err(e) if e.kind == Kind::Fenced => {}
-                Err(e) => return Err(e),
+            Ok(Some(self.header(state, EntryKind::Claim, Timestamp::now(), Vec::new())))
+        };
+        match commit::claim(line, self.settings.elapsed.clone(), claim).await? {
+            None => ready.writer = self.writer(&ready.vault, &ready.state),
+            Some((writer, claim)) => {
+                ready.writer = writer;
+                ready.state.claimed = true;
+                self.remember(ready, &claim)?;
             }
         }
-        let message = "other writers keep claiming the machine's line";
-        Err(Error::new(Kind::Fenced, &self.settings.machine, message)
-            .remedy("let only one site replicate this machine"))
+        Ok(())
+    }
+
+    /// Another writer owns the line, as `fenced` says: goes on with a branch, or fails with that.
+    pub async fn branch_off(&self, ready: &mut Ready, fenced: Error) -> Result<()> {
+        if self.settings.on_fenced == OnFenced::Refuse || ready.state.fenced.is_some() {
+            return Err(fenced);
+        }
+        let machine = &self.settings.machine;
+        let newest = commit::line(&ready.vault, machine).newest_after(ready.state.head).await?;
+        let above = newest.map_or(ready.state.head + 1, |newest| newest.number);
+        tracing::error!(%machine, error = %fenced, "fenced: from here on points go to a branch");
+        let given_up = ready.state.branch_off(above + 1, fenced.message);
+        ready.state.save(&self.settings.state_dir)?;
+        Journal::remove(&self.settings.state_dir, machine)?;
+        (ready.journal, ready.held, ready.newest) = (None, None, None);
+        ready.writer = self.writer(&ready.vault, &ready.state);
+        if let Some(job) = given_up.map(|sync| self.settings.jobs.get(sync.job)).transpose()?.flatten() {
+            let fenced =
+                Error::new(Kind::Fenced, machine, "given up: another writer owns the machine's line");
+            self.settings.jobs.end(job, Err(&fenced))?;
+        }
+        self.open_branch(ready).await
+    }
+
+    /// Makes the claim of the branch, if there is one to make, and sees to it that there is something to build on.
+    async fn open_branch(&self, ready: &mut Ready) -> Result<()> {
+        let Some(first) = ready.state.fenced.as_ref().map(|fenced| fenced.first) else { return Ok(()) };
+        if ready.state.head < first {
+            let claim = self.header(&ready.state, EntryKind::Claim, Timestamp::now(), Vec::new());
+            match commit::append(&mut ready.writer, claim, &[], None).await? {
+                Outcome::Committed(claim) | Outcome::Adopted(claim) => self.remember(ready, &claim)?,
+            }
+        }
+        let Some(fork) = ready.state.point.filter(|point| point.number < first) else { return Ok(()) };
+        // A pruning that was planned before the claim was there cannot publish after this.
+        catalogue::touch(&ready.vault, &self.settings.machine).await?;
+        match listing::find(&ready.vault, &self.settings.machine, fork).await {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind == Kind::NotFound => {
+                tracing::warn!(machine = %self.settings.machine, %fork, "the fork was pruned; everything is shipped again");
+                (ready.state.point, ready.state.point_mark) = (None, None);
+                ready.state.disks.clear();
+                ready.state.save(&self.settings.state_dir)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     pub fn header(&self, state: &State, kind: EntryKind, time: Timestamp, disks: Vec<PointDisk>) -> Header {

@@ -162,7 +162,7 @@ impl Work<'_> {
         let target = super::ship::Target {
             vault: &self.ready.vault,
             machine: &self.ctx.settings.machine,
-            number: self.ready.state.head + 1,
+            entry: self.ready.state.next_entry(),
         };
         let Some(journal) = self.ready.journal.as_mut() else { return Ok(()) };
         let record = |uploaded: Uploaded, copied: Copied| journal.copy(disk.attempt, copied, Some(uploaded));

@@ -93,6 +93,7 @@ impl Engine {
                 Ok(Some(step)) => return Ok(step),
                 Ok(None) => {}
                 // The proxy was restarted with other disks, or gave a sync up, while we asked about the old ones.
+                Err(e) if e.kind == Kind::Fenced => work.ctx.branch_off(work.ready, e).await?,
                 Err(e) if asked_in_vain(&e) && !same(&seen, &work.ctx.source.machine().await?) => {}
                 Err(e) => return Err(e),
             }
@@ -225,7 +226,7 @@ impl Work<'_> {
         let kind = if cut.application { EntryKind::Application } else { EntryKind::Crash };
         let mut header = self.ctx.header(&self.ready.state, kind, cut.time, self.disks_of(&cut));
         header.group.clone_from(&cut.group);
-        let outcome = commit::append(&self.ready.line, header, &deltas, embedded.as_ref()).await?;
+        let outcome = commit::append(&mut self.ready.writer, header, &deltas, embedded.as_ref()).await?;
         let synced = self.ready.state.sync.clone();
         match outcome {
             Outcome::Committed(point) => {
@@ -303,18 +304,20 @@ impl Work<'_> {
     }
 
     pub fn target(&self) -> Target<'_> {
-        let number = self.ready.state.head + 1;
-        Target { vault: &self.ready.vault, machine: &self.ctx.settings.machine, number }
+        let entry = self.ready.state.next_entry();
+        Target { vault: &self.ready.vault, machine: &self.ctx.settings.machine, entry }
     }
 
     fn report(&mut self, point: &Committed, cut: &Cut, asked: CutRequest, before: Counts) {
         let spent = self.ready.vault.store.counts().since(before);
         let header = point.header();
+        let fenced = self.ready.state.fenced.as_ref();
+        let on_branch = fenced.map(|fenced| format!("on a branch: {}", fenced.cause));
         let report = CutReport {
             point: header.id(),
             time: header.time,
             kind: header.kind,
-            notes: cut.notes.clone(),
+            notes: cut.notes.iter().cloned().chain(on_branch).collect(),
             bytes: spent.bytes_up,
             puts: spent.puts,
             gets: spent.gets,
@@ -331,7 +334,7 @@ impl Work<'_> {
             status.points += 1;
             status.head = Some(report.point);
             status.newest = Some(report.time);
-            status.notes.clone_from(&report.notes);
+            status.notes.clone_from(&cut.notes);
             status.well();
         });
         for waiter in self.ctx.serving.drain(..) {
@@ -350,7 +353,7 @@ impl Work<'_> {
             let copied = copied.unwrap_or_default();
             DiskStatus {
                 name: disk.name.clone(),
-                state: planned.map_or(DiskState::Protected, |planned| disk_state(state, planned)),
+                state: disk_state(state, planned),
                 size: disk.size,
                 bytes_done: copied.read,
                 bytes_total: planned.map_or(0, |planned| planned.total.max(copied.read)),
@@ -368,6 +371,7 @@ impl Work<'_> {
         self.ctx.status.send_modify(|status| {
             status.disks = disks;
             status.generation = state.generation;
+            status.fenced = state.fenced.as_ref().map(|fenced| fenced.cause.clone());
             status.head = state.point;
             status.newest = state.time;
             status.counts = counts;
@@ -388,7 +392,11 @@ fn same(before: &MachineInfo, now: &MachineInfo) -> bool {
     before.disks.iter().map(key).eq(now.disks.iter().map(key))
 }
 
-fn disk_state(state: &State, planned: &super::state::SyncDisk) -> DiskState {
+fn disk_state(state: &State, planned: Option<&SyncDisk>) -> DiskState {
+    if state.fenced.is_some() {
+        return DiskState::Fenced;
+    }
+    let Some(planned) = planned else { return DiskState::Protected };
     if planned.scope != SyncScope::Whole {
         DiskState::CatchingUp
     } else if state.disks.contains_key(&planned.name) || state.point.is_some() {

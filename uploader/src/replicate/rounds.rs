@@ -95,3 +95,6 @@ impl Work<'_> {
         Ok(Rounds::Begun)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
 use crate::changes;
 use crate::cipher::Cipher;
-use crate::commit::{self, Uploaded};
+use crate::commit::{self, EntryId, Uploaded};
 use crate::delta::Encoded;
 use crate::vault::Vault;
 
@@ -82,7 +82,7 @@ pub(super) struct Target<'a> {
     pub vault: &'a Vault,
     pub machine: &'a str,
     /// The entry that will name them.
-    pub number: u64,
+    pub entry: EntryId,
 }
 
 impl Target<'_> {
@@ -94,7 +94,7 @@ impl Target<'_> {
         mut done: impl FnMut(Uploaded, T) -> Result<()>,
     ) -> Result<()> {
         let upload = |Packed { delta, tag, room }: Packed<T>| {
-            let uploading = commit::upload(self.vault, self.machine, self.number, delta);
+            let uploading = commit::upload(self.vault, self.machine, self.entry, delta);
             async move {
                 let uploaded = uploading.await;
                 drop(room);

@@ -13,6 +13,7 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::commit::EntryId;
 use crate::digest::Digest;
 use crate::keys::PointId;
 use crate::line::Owner;
@@ -114,6 +115,18 @@ pub struct State {
     pub resync_asked: bool,
     /// The operator does not want to wait for the resync window, and no point has come of it yet.
     pub start_now: bool,
+    /// Another writer owns the machine's line: what is written is a branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<Fenced>,
+}
+
+/// How a writer came to write a branch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    /// The number of the branch's first entry.
+    pub first: u64,
+    /// Who owns the line, for people.
+    pub cause: String,
 }
 
 impl State {
@@ -136,6 +149,7 @@ impl State {
             cancelled: false,
             resync_asked: false,
             start_now: false,
+            fenced: None,
         }
     }
 
@@ -173,9 +187,30 @@ impl State {
             .map_err(|e| Error::io("write the local state", &path, e))
     }
 
+    /// The entry that the next point will be.
+    pub fn next_entry(&self) -> EntryId {
+        let number = self.head + 1;
+        match self.fenced {
+            None => EntryId::Line(number),
+            Some(_) => EntryId::Branch(PointId { generation: self.generation, number }),
+        }
+    }
+
     /// Who appends.
     pub fn owner(&self) -> Owner {
         Owner { writer: self.writer, generation: self.generation }
+    }
+
+    /// Another writer owns the line, as `cause` says; from the entry `first` on, a branch is written. Returns the sync that was
+    /// under way, which is given up with its journal: what it has shipped so far was meant for the line, and is deleted when the
+    /// line has passed it. Logs that were shipped meanwhile are in the journal alone: without it no disk is exact any more.
+    pub fn branch_off(&mut self, first: u64, cause: String) -> Option<SyncState> {
+        self.fenced = Some(Fenced { first, cause });
+        self.head = first - 1;
+        if self.sync.is_some() {
+            self.disks.clear();
+        }
+        self.sync.take()
     }
 
     /// The mark of `point`, if that is the newest one.

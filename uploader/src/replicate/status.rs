@@ -116,6 +116,9 @@ pub struct Status {
     pub points: u64,
     /// When the next attempt is due, after an error.
     pub next_retry: Option<Timestamp>,
+    /// Another writer owns the machine's line, as this says, and points go to a branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<String>,
     /// Seconds between points.
     pub interval_seconds: f64,
     /// The disks, in the machine's order.
@@ -150,6 +153,7 @@ impl Status {
             newest: None,
             points: 0,
             next_retry: None,
+            fenced: None,
             interval_seconds: interval.as_secs_f64(),
             disks: Vec::new(),
             counts: Counts::default(),
@@ -175,7 +179,14 @@ impl Status {
         let lacking = self.disks.iter().filter(|disk| disk.bytes_unreadable > 0);
         let lacking = lacking.map(|disk| format!("{} bytes of disk {}", disk.bytes_unreadable, disk.name));
         let lacking = lacking.collect::<Vec<_>>().join(", ");
-        if !lacking.is_empty() {
+        if let Some(fenced) = &self.fenced {
+            self.health = Health::Critical;
+            self.cause = format!("{fenced}; points of this host go to a branch");
+            self.remedy = format!(
+                "let only one site run the machine; `lifeboat points {} --generation {}` lists what this one keeps",
+                self.machine, self.generation
+            );
+        } else if !lacking.is_empty() {
             self.health = Health::Warning;
             self.cause = format!("points lack what could not be read of the live disk: {lacking}");
             self.remedy = format!(

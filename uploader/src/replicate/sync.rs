@@ -204,12 +204,8 @@ impl Work<'_> {
     async fn head(&mut self, disk: &DiskInfo) -> Result<Head> {
         let Some(point) = self.ready.state.point else { return Ok(Head::Nothing) };
         if self.ready.newest.as_ref().is_none_or(|newest| newest.id() != point) {
-            match listing::header(&self.ready.vault, &self.ctx.settings.machine, point.number).await {
-                Ok(header) if header.id() == point => self.ready.newest = Some(header),
-                Ok(header) => {
-                    let message = format!("{} stands in its place", header.id());
-                    return Ok(Head::Unreadable(Error::corrupt(point.to_string(), message)));
-                }
+            match listing::find(&self.ready.vault, &self.ctx.settings.machine, point).await {
+                Ok(header) => self.ready.newest = Some(header),
                 Err(e) if unreadable(&e) => return Ok(Head::Unreadable(e)),
                 Err(e) => return Err(e),
             }

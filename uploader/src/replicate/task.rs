@@ -1,6 +1,6 @@
 //! The task that turns the crank: when to step, what to do about errors, what commands mean.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use nbd_proxy::{Error, Kind};
@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::Command;
 use super::engine::{Engine, Step, Waits};
 use super::journal::Journal;
+use super::retry::{Next, Retry};
 use super::state::State;
 use super::status::{DiskState, Health, Phase};
 use super::sync::ASKED;
@@ -17,8 +18,8 @@ use crate::jobs::Job;
 
 /// Whether steps are made.
 enum Mode {
-    /// The next one is due.
-    Running(Instant),
+    /// The next one is due, by the clock since boot.
+    Running(Duration),
     /// The operator has paused the machine, maybe by cancelling a copy.
     Paused { cancelled: bool },
     /// A permanent error: only the operator can go on.
@@ -35,14 +36,12 @@ enum Event {
 struct Task {
     engine: Engine,
     mode: Mode,
-    /// Failed attempts in a row.
-    failures: usize,
-    /// Credentials were loaded again after a refusal, once.
-    reloaded: bool,
+    retry: Retry,
 }
 
 pub(super) async fn run(engine: Engine, mut commands: mpsc::Receiver<Command>) {
-    let mut task = Task { engine, mode: Mode::Running(Instant::now()), failures: 0, reloaded: false };
+    let retry = Retry::new(engine.settings().retry_gaps.clone());
+    let mut task = Task { engine, mode: Mode::Running(Duration::ZERO), retry };
     task.load_pause();
     loop {
         let event = task.wait(&mut commands).await;
@@ -70,13 +69,20 @@ impl Task {
     /// Waits until a step is due or a command comes.
     async fn wait(&mut self, commands: &mut mpsc::Receiver<Command>) -> Event {
         loop {
-            let due = match &self.mode {
-                Mode::Running(due) if self.engine.has_waiters() && self.failures == 0 => {
-                    (*due).min(Instant::now())
+            let left = match &self.mode {
+                Mode::Running(_) if self.engine.has_waiters() && self.retry.failures() == 0 => {
+                    Some(Duration::ZERO)
                 }
-                Mode::Running(due) => *due,
-                // Far enough: only a command changes these.
-                _ => Instant::now() + Duration::from_secs(3600),
+                Mode::Running(due) => Some(due.saturating_sub(self.now())),
+                // Only a command changes these.
+                _ => None,
+            };
+            let clock = &self.engine.settings().elapsed;
+            let due = async {
+                match left {
+                    Some(left) => clock.sleep(left).await,
+                    None => std::future::pending().await,
+                }
             };
             tokio::select! {
                 biased;
@@ -91,18 +97,23 @@ impl Task {
                         self.engine.refuse_waiters(&error);
                     }
                 },
-                () = tokio::time::sleep_until(due.into()) => {
-                    if matches!(self.mode, Mode::Running(_)) {
-                        return Event::Due;
-                    }
-                }
+                () = due => return Event::Due,
             }
         }
     }
 
+    fn now(&self) -> Duration {
+        self.engine.settings().elapsed.now().boot()
+    }
+
+    /// The next step is due after `gap`.
+    fn due_in(&mut self, gap: Duration) {
+        self.mode = Mode::Running(self.now() + gap);
+    }
+
     /// Makes a step; a command that changes what is to be done drops it, which is what a kill would do.
     async fn step(&mut self, commands: &mut mpsc::Receiver<Command>) -> Event {
-        self.mode = Mode::Running(Instant::now() + self.engine.settings().until_due());
+        self.due_in(self.engine.settings().until_due());
         let step = self.engine.step();
         tokio::pin!(step);
         loop {
@@ -120,8 +131,7 @@ impl Task {
     }
 
     fn succeeded(&mut self) {
-        self.failures = 0;
-        self.reloaded = false;
+        self.retry.begin_again();
         self.engine.show(|status| {
             status.well();
             status.phase = Phase::Idle;
@@ -131,11 +141,12 @@ impl Task {
 
     /// Looks again at every interval: what it waits for may become needless, and clocks are put forward and back.
     fn waits(&mut self, waits: &Waits) {
-        self.failures = 0;
+        self.retry.begin_again();
         let settings = self.engine.settings();
         let (machine, now) = (settings.machine.clone(), settings.clock.now());
         let left = Duration::try_from(waits.until.duration_since(&now)).unwrap_or_default();
-        self.mode = Mode::Running(Instant::now() + left.min(settings.interval));
+        let gap = left.min(settings.interval);
+        self.due_in(gap);
         let until = waits.until.strftime("%Y-%m-%d %H:%M");
         let cause =
             format!("a whole compare waits for the resync window, which opens at {until} ({})", waits.cause);
@@ -159,8 +170,7 @@ impl Task {
     fn failed(&mut self, error: Error) {
         self.engine.forget();
         let machine = self.engine.settings().machine.clone();
-        let reload = error.kind == Kind::Denied && !std::mem::replace(&mut self.reloaded, true);
-        if !error.is_transient() && !reload {
+        let Next::In(gap) = self.retry.after(&error, self.now()) else {
             tracing::error!(%machine, %error, "replication stopped");
             let state = if error.kind == Kind::Fenced { DiskState::Fenced } else { DiskState::Failed };
             self.engine.show(|status| {
@@ -175,15 +185,12 @@ impl Task {
             self.engine.refuse_waiters(&error);
             self.mode = Mode::Stopped(error);
             return;
-        }
-        let gaps = &self.engine.settings().retry_gaps;
-        let gap = gaps.get(self.failures).or(gaps.last()).copied().unwrap_or(Duration::from_secs(60));
-        let gap = if reload { Duration::ZERO } else { gap };
-        self.failures += 1;
-        tracing::info!(%machine, %error, attempt = self.failures, ?gap, "replication will be tried again");
-        self.mode = Mode::Running(Instant::now() + gap);
+        };
+        let attempt = self.retry.failures();
+        tracing::info!(%machine, %error, attempt, ?gap, "replication will be tried again");
+        self.due_in(gap);
         self.engine.show(|status| {
-            status.health = Health::Warning;
+            status.health = if status.fenced.is_some() { Health::Critical } else { Health::Warning };
             status.cause = format!("{}: {}", error.object, error.message);
             status.remedy.clone_from(&error.remedy);
             status.phase = Phase::Waiting;
@@ -265,9 +272,8 @@ impl Task {
     }
 
     fn go_on(&mut self) {
-        self.failures = 0;
-        self.reloaded = false;
-        self.mode = Mode::Running(Instant::now());
+        self.retry.begin_again();
+        self.due_in(Duration::ZERO);
     }
 
     /// Whoever asks after the reply must not be told that the disks are protected still.

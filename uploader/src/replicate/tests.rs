@@ -1,6 +1,7 @@
 mod basics;
 mod compare;
 mod errors;
+mod fenced;
 mod late;
 mod operator;
 mod oracle;

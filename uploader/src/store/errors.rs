@@ -1,6 +1,7 @@
 //! The store's errors in the few kinds that a caller can act on.
 //!
-//! Permanent kinds stop replication and call an operator, so the list of what is permanent is explicit; whatever is
+//! Permanent kinds stop replication and call an operator, so the list of what is permanent is explicit: refusals, what
+//! is missing or broken, and answers that say the request itself is wrong (4xx, but for those that are about its timing). Whatever is
 //! not on it is [`Kind::Unavailable`] and is tried again.
 
 use std::error::Error as _;
@@ -14,18 +15,20 @@ pub(super) const NO_SUCH_OBJECT: &str = "there is no such object";
 pub(super) fn translate(what: &str, url: &str, name: &str, error: object_store::Error) -> Error {
     use object_store::Error as E;
     let text = chain(&error);
-    let verdict = match &error {
+    let verdict = match (&error, said(&text)) {
         _ if missing_container(&text) => Verdict::NO_CONTAINER,
-        E::NotFound { .. } => {
+        (E::NotFound { .. }, _) => {
             let message = format!("cannot {what}: {NO_SUCH_OBJECT}");
             return Error::new(Kind::NotFound, name, message).source(error);
         }
-        E::AlreadyExists { .. } | E::Precondition { .. } => Verdict(Kind::Exists, ""),
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => denied(&text),
-        E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. } => {
-            Verdict(Kind::InvalidInput, "")
+        (_, Some(verdict)) => verdict,
+        (E::AlreadyExists { .. } | E::Precondition { .. }, _) => Verdict(Kind::Exists, ""),
+        (E::PermissionDenied { .. } | E::Unauthenticated { .. }, _) => Verdict(Kind::Denied, CREDENTIALS),
+        (E::InvalidPath { .. }, _) => {
+            Verdict(Kind::InvalidInput, "check the vault's url and the machine's name")
         }
-        E::UnknownConfigurationKey { .. } => {
+        (E::NotSupported { .. } | E::NotImplemented { .. }, _) => Verdict(Kind::InvalidInput, UNABLE),
+        (E::UnknownConfigurationKey { .. }, _) => {
             Verdict(Kind::InvalidInput, "remove it from the vault's options")
         }
         _ => local(&error).unwrap_or_else(|| generic(&text)),
@@ -36,7 +39,7 @@ pub(super) fn translate(what: &str, url: &str, name: &str, error: object_store::
 }
 
 /// What to do, and what to tell the operator.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Verdict(Kind, &'static str);
 
 impl Verdict {
@@ -55,11 +58,47 @@ fn missing_container(text: &str) -> bool {
     .any(|sign| text.contains(sign))
 }
 
-fn denied(text: &str) -> Verdict {
-    if text.contains("RequestTimeTooSkewed") {
-        return Verdict(Kind::Denied, "set this host's clock");
-    }
-    Verdict(Kind::Denied, "check the credentials and what they are allowed to do")
+const CREDENTIALS: &str = "check the credentials and what they are allowed to do";
+const ROOM: &str = "make room in the store, or raise its quota";
+const UNABLE: &str = "this store lacks what a vault needs: `lifeboat vault check` says what";
+const COLD: &str =
+    "bring the object back from cold storage, and take rules that move objects there off the vault";
+
+/// What stores say that means something else than the status it comes with: error codes of S3, of Azure, of those who
+/// give out tokens, and of stores that speak like S3. The first that is found counts.
+const SAID: &[(&str, Verdict)] = &[
+    ("RequestTimeTooSkewed", Verdict(Kind::Denied, "set this host's clock")),
+    // Tokens: loaded again, these may have been renewed.
+    ("ExpiredToken", Verdict(Kind::Denied, CREDENTIALS)),
+    ("InvalidToken", Verdict(Kind::Denied, CREDENTIALS)),
+    ("TokenRefreshRequired", Verdict(Kind::Denied, CREDENTIALS)),
+    ("InvalidIdentityToken", Verdict(Kind::Denied, CREDENTIALS)),
+    ("IDPRejectedClaim", Verdict(Kind::Denied, CREDENTIALS)),
+    ("InvalidAuthenticationInfo", Verdict(Kind::Denied, CREDENTIALS)),
+    ("invalid_client", Verdict(Kind::Denied, CREDENTIALS)),
+    ("invalid_grant", Verdict(Kind::Denied, CREDENTIALS)),
+    ("AADSTS", Verdict(Kind::Denied, CREDENTIALS)),
+    ("KMS.", Verdict(Kind::Denied, "the store cannot use the key that it encrypts with: see to that key")),
+    ("BlobImmutableDueToPolicy", Verdict(Kind::Denied, "the store keeps the object until its lock runs out")),
+    // Room: somebody may make some.
+    ("QuotaExceeded", Verdict(Kind::NoSpace, ROOM)),
+    ("StorageFull", Verdict(Kind::NoSpace, ROOM)),
+    ("507 Insufficient Storage", Verdict(Kind::NoSpace, ROOM)),
+    // Moved away.
+    ("InvalidObjectState", Verdict(Kind::InvalidInput, COLD)),
+    ("BlobArchived", Verdict(Kind::InvalidInput, COLD)),
+    ("BlobBeingRehydrated", Verdict(Kind::Unavailable, "the object is on its way from cold storage")),
+    // Conflicts that are no answer to whether a name is taken.
+    ("ConditionalRequestConflict", Verdict(Kind::Unavailable, "")),
+    ("OperationAborted", Verdict(Kind::Unavailable, "")),
+    ("ContainerBeingDeleted", Verdict(Kind::Unavailable, "the container is being deleted: make it again")),
+    ("AccountBeingCreated", Verdict(Kind::Unavailable, "")),
+    ("501 Not Implemented", Verdict(Kind::InvalidInput, UNABLE)),
+    ("405 Method Not Allowed", Verdict(Kind::InvalidInput, UNABLE)),
+];
+
+fn said(text: &str) -> Option<Verdict> {
+    SAID.iter().find(|(sign, _)| text.contains(sign)).map(|(_, verdict)| *verdict)
 }
 
 /// A failed operation on a plain folder.
@@ -101,10 +140,9 @@ fn generic(text: &str) -> Verdict {
         );
     }
     if says(HOST_CREDENTIALS) {
-        return Verdict(
-            Kind::Denied,
-            "set the AWS_* or AZURE_* variables that hold them, or [vault.options]",
-        );
+        // A service that says no gives none; one that does not answer may do so later.
+        let kind = if status(text).is_some_and(hopeless) { Kind::Denied } else { Kind::Unavailable };
+        return Verdict(kind, "set the AWS_* or AZURE_* variables that hold them, or [vault.options]");
     }
     if says(&["InvalidBucketName", "InvalidResourceName", "InvalidUri", "AuthorizationHeaderMalformed"]) {
         return Verdict(Kind::InvalidInput, "check the vault's url, region and endpoint");
@@ -115,7 +153,25 @@ fn generic(text: &str) -> Verdict {
     if says(&["onnection refused", "dns error", "failed to lookup"]) {
         return Verdict(Kind::Unavailable, "check the endpoint and that the store is running");
     }
-    Verdict(Kind::Unavailable, "")
+    match status(text) {
+        Some(401 | 403) => Verdict(Kind::Denied, CREDENTIALS),
+        Some(status) if hopeless(status) => Verdict(
+            Kind::InvalidInput,
+            "the store does not understand what it is asked for: check the vault's url, region and options",
+        ),
+        _ => Verdict(Kind::Unavailable, ""),
+    }
+}
+
+/// The status that the store answered with.
+fn status(text: &str) -> Option<u16> {
+    let (_, rest) = text.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
+}
+
+/// The store will say the same next time: our request is at fault, and it is not for its timing.
+fn hopeless(status: u16) -> bool {
+    (400..500).contains(&status) && !matches!(status, 408 | 409 | 423 | 425 | 429)
 }
 
 /// The error and its causes in one line, each said once.
@@ -143,7 +199,9 @@ fn shorten(text: &str) -> String {
         (Some(code), Some(message)) => format!("the store says {code}: {message}"),
         (Some(code), None) => format!("the store says {code}"),
         _ if HOST_CREDENTIALS.iter().any(|sign| text.contains(sign)) => {
-            "no credentials were given, and this host has none of its own".to_owned()
+            let has =
+                if status(text).is_some_and(hopeless) { "none of its own" } else { "nobody to ask for some" };
+            format!("no credentials were given, and this host has {has}")
         }
         _ => request(text).unwrap_or_else(|| text.split_whitespace().collect::<Vec<_>>().join(" ")),
     };

@@ -15,13 +15,14 @@ use nbd_proxy::durable::{self, Op, Step};
 use nbd_proxy::{Error, Kind, Result};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::client::{HttpConnector as _, ReqwestConnector};
+use object_store::client::HttpConnector as _;
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
+use super::patience::Patience;
 use super::versions::Undeleted;
 
 /// Where a vault is and how to reach it.
@@ -83,8 +84,11 @@ fn folder(url: &str, path: &str, create: bool) -> Result<Arc<dyn ObjectStore>> {
         Ok(_) => {}
         // Only the last step is made: a missing parent is more often a file system that is not mounted.
         Err(_) if create => {
-            durable::take(Step::VaultFolder, Op::Create, || std::fs::create_dir(path))
-                .map_err(|e| Error::io("create the vault's folder", path, e))?;
+            match durable::take(Step::VaultFolder, Op::Create, || std::fs::create_dir(path)) {
+                // Another machine's loop was faster.
+                Err(_) if path.is_dir() => {}
+                made => made.map_err(|e| Error::io("create the vault's folder", path, e))?,
+            }
         }
         Err(_) => {
             let missing = Error::new(Kind::NotFound, url, "there is no vault: the folder does not exist");
@@ -131,14 +135,17 @@ fn s3(config: &StoreConfig, bucket: &str) -> Result<(AmazonS3, String, ClientOpt
         builder = builder.with_config(key, value);
     }
     let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
-    let builder = builder.with_bucket_name(bucket).with_conditional_put(S3ConditionalPut::ETagMatch);
+    let builder = builder
+        .with_http_connector(Patience)
+        .with_bucket_name(bucket)
+        .with_conditional_put(S3ConditionalPut::ETagMatch);
     let store = builder.with_retry(retries()).build().map_err(|e| refused(&config.url, e))?;
     Ok((store, region.unwrap_or_else(|| "us-east-1".to_owned()), client))
 }
 
 fn undeleted(config: &StoreConfig, bucket: &str, rest: &str) -> Result<Undeleted> {
     let (store, region, client) = s3(config, bucket)?;
-    let http = ReqwestConnector::default().connect(&client).map_err(|e| refused(&config.url, e))?;
+    let http = Patience.connect(&client).map_err(|e| refused(&config.url, e))?;
     let prefix = rest.split_once('/').map_or("", |(_, prefix)| prefix.trim_matches('/'));
     Ok(Undeleted::new(store, region, http, prefix.to_owned()))
 }
@@ -164,7 +171,7 @@ fn azure(config: &StoreConfig, container: &str) -> Result<impl ObjectStore> {
     for (key, value) in known {
         builder = builder.with_config(key, value);
     }
-    let builder = builder.with_container_name(container);
+    let builder = builder.with_http_connector(Patience).with_container_name(container);
     builder.with_retry(retries()).build().map_err(|e| refused(&config.url, e))
 }
 

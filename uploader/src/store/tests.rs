@@ -63,6 +63,24 @@ async fn a_folder_conforms() {
     assert!(dir.path().join("vault/machines/n").is_dir());
 }
 
+#[test]
+fn machines_that_begin_together_make_one_vault() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..50 {
+        let url = format!("file://{}/vault-{round}", dir.path().display());
+        let config = StoreConfig { url, ..StoreConfig::default() };
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    start.wait();
+                    open(&config, true).unwrap();
+                });
+            }
+        });
+    }
+}
+
 /// Runs against any store that the variable names, for example an S3 server: `URL` and then `name=value` options, with
 /// blanks between.
 #[tokio::test]

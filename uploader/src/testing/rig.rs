@@ -16,8 +16,9 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::Random;
+use crate::elapsed::Elapsed;
 use crate::jobs::Jobs;
-use crate::replicate::{Clock, ResyncWindow, Settings};
+use crate::replicate::{Clock, OnFenced, ResyncWindow, Settings};
 use crate::source::Source;
 
 pub(crate) type Disks = BTreeMap<String, Vec<u8>>;
@@ -272,6 +273,8 @@ impl Rig {
             host: "here".to_owned(),
             resync_window: ResyncWindow::Always,
             clock: Clock::new(jiff::ZonedDateTime::now),
+            elapsed: Elapsed::of_host(),
+            on_fenced: OnFenced::Branch,
             copy_limit: None,
             group: None,
             app_consistent_every: None,

@@ -144,7 +144,7 @@ impl Link {
             }
             table.cookie += 1;
             let cookie = table.cookie;
-            table.replies.expect(cookie, request.question, Arc::clone(&slot));
+            table.replies.ask(cookie, request.question, Arc::clone(&slot));
             cookie
         };
         let Request { command, flags, offset, len, payload, .. } = *request;

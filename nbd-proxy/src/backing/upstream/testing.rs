@@ -291,7 +291,11 @@ impl Connection {
         let block = self.offer.blocks.map_or(1, |(least, _, _)| usize::try_from(least).unwrap());
         let most = self.offer.blocks.map_or(usize::MAX, |(_, _, most)| usize::try_from(most).unwrap());
         let carries = matches!(command, cmd::READ | cmd::WRITE);
-        if at % block != 0 || len % block != 0 || at + len > platter.cache.len() || (carries && len > most) {
+        if !at.is_multiple_of(block)
+            || !len.is_multiple_of(block)
+            || at + len > platter.cache.len()
+            || (carries && len > most)
+        {
             return Ok(Err(22));
         }
         match command {

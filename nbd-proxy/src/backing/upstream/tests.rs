@@ -192,7 +192,8 @@ fn until(done: impl Fn() -> bool) {
 
 #[test]
 fn a_server_that_comes_back_with_another_disk_is_not_used() {
-    let changes: [(&str, fn(&mut Offer)); 4] = [
+    type Change = (&'static str, fn(&mut Offer));
+    let changes: [Change; 4] = [
         ("shrunk", |offer| offer.size /= 2),
         ("grown", |offer| offer.size *= 2),
         ("read-only", |offer| offer.flags |= tflag::READ_ONLY),

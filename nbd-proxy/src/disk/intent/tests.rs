@@ -80,6 +80,29 @@ fn a_stamp_that_has_run_out_is_renewed_before_the_next_write() {
 }
 
 #[test]
+fn a_mark_that_is_wanted_is_not_cleared() {
+    let mut intent = Intent::new(marks(&[0]));
+    let sync = intent.begin_sync();
+    intent.end_sync(sync, true);
+    intent.idle();
+    assert!(intent.idle().covers(&(0..1)), "nobody wants it");
+    intent.want(&(0..1));
+    assert!(intent.idle().is_empty());
+}
+
+#[test]
+fn after_a_failed_sync_no_mark_goes() {
+    let mut intent = Intent::new(marks(&[0]));
+    let failed = intent.begin_sync();
+    assert!(intent.end_sync(failed, false), "the first one");
+    // The kernel reports a failure once: what says that all is well later is no proof.
+    let later = intent.begin_sync();
+    assert!(!intent.end_sync(later, true));
+    intent.idle();
+    assert!(intent.idle().is_empty() && !intent.waits_for_sync());
+}
+
+#[test]
 fn the_file_keeps_the_last_save_whatever_is_torn() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("intent");

@@ -34,6 +34,16 @@ impl Platter {
         self.cache.clone_from(&self.stable);
     }
 
+    /// Reads from the disk again what waits for no sync.
+    fn drop_clean(&mut self) {
+        for (sector, cached) in self.cache.chunks_mut(SECTOR).enumerate() {
+            if !self.unsynced.contains(&sector) {
+                let at = sector * SECTOR;
+                cached.copy_from_slice(&self.stable[at..at + cached.len()]);
+            }
+        }
+    }
+
     /// All zeroes, and durable.
     pub fn new(size: usize) -> Self {
         Self { cache: vec![0; size], stable: vec![0; size], ..Self::default() }
@@ -103,9 +113,7 @@ impl Backing for LosingDisk {
         self.image.identity()
     }
     fn drop_cache(&self) {
-        let mut platter = self.lock();
-        let stable = platter.stable.clone();
-        platter.cache = stable;
+        self.lock().drop_clean();
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `LIFEBOAT_ROUNDS` is the number of cases of the property (30; 1,000 in `scripts/soak`).
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -38,8 +39,8 @@ enum Step {
     Vanishes(bool, &'static str),
 }
 
-/// Files of the folder: by name, or of the segments the first, the last or all.
-const FILES: [&str; 7] = ["state", "intent", "ends", "bitmap", "first", "last", "all"];
+/// Files of the folder: by name, or of the segments the first, one in the middle, the last or all.
+const FILES: [&str; 8] = ["state", "intent", "ends", "bitmap", "first", "middle", "last", "all"];
 
 fn step() -> impl Strategy<Value = Step> {
     let dies = (calm(), 1..24u64, prop::option::of(any::<u64>()));
@@ -68,7 +69,7 @@ fn calm() -> impl Strategy<Value = Step> {
     ]
 }
 
-struct Host {
+pub(super) struct Host {
     dir: tempfile::TempDir,
     platter: Arc<Mutex<Platter>>,
     boot: u32,
@@ -76,14 +77,14 @@ struct Host {
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut host = Self { dir, platter: Arc::default(), boot: 0, machine: None };
         host.open();
         host
     }
 
-    fn open(&mut self) {
+    pub(super) fn open(&mut self) {
         // The last proxy is gone before the next one opens the disk.
         self.machine = None;
         let settings = settings(self.dir.path(), "d", SIZE, Some(1 << 30));
@@ -93,16 +94,37 @@ impl Host {
         self.machine = Some(Machine::over("m".to_owned(), vec![Arc::new(disk)]));
     }
 
-    fn machine(&self) -> &Machine {
+    pub(super) fn machine(&self) -> &Machine {
         self.machine.as_ref().unwrap()
     }
 
-    fn disk(&self) -> &TrackedDisk {
+    pub(super) fn disk(&self) -> &TrackedDisk {
         self.machine().disk("d").unwrap()
     }
 
+    /// A sync of the disk fails, and what it was to make durable is gone.
+    pub(super) fn fail_sync(&self) {
+        self.platter.lock().unwrap().fail_sync = true;
+        assert!(self.disk().flush().is_err());
+        self.platter.lock().unwrap().fail_sync = false;
+    }
+
+    /// Where the log is.
+    pub(super) fn log_folder(&self) -> PathBuf {
+        self.dir.path().join("lifeboat-logs/m/d")
+    }
+
+    /// Somebody writes while the proxy is down, and does not sync.
+    pub(super) fn write_outside(&mut self, offset: u64, data: &[u8]) {
+        self.machine = None;
+        let backing = LosingDisk::open(&self.dir.path().join("d.img"), &self.platter);
+        write(&backing, offset, data).unwrap();
+        drop(backing);
+        self.open();
+    }
+
     /// The host loses power: unsynced sectors are kept or lost as `seed` says, and the log, never synced, with them.
-    fn lose_power(&mut self, seed: u64) {
+    pub(super) fn lose_power(&mut self, seed: u64) {
         self.machine = None;
         let mut random = seed | 1;
         self.platter.lock().unwrap().lose_power(|| {
@@ -111,7 +133,7 @@ impl Host {
             random ^= random << 17;
             random & 1 == 1
         });
-        for entry in std::fs::read_dir(self.dir.path().join("lifeboat-logs/m/d")).unwrap() {
+        for entry in std::fs::read_dir(self.log_folder()).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "seg") && seed & 2 == 0 {
                 std::fs::write(path, b"what the file system had not written yet").unwrap();
@@ -132,11 +154,7 @@ impl Host {
             Step::Cycle(end) => drop(replica.cycle_until(self.machine(), *end)),
             Step::LostCut => drop(self.machine().cut()),
             Step::LogBreaks => drop(unless_dead(disk.stop_logging("the test says so"))),
-            Step::SyncFails => {
-                self.platter.lock().unwrap().fail_sync = true;
-                assert!(disk.flush().is_err());
-                self.platter.lock().unwrap().fail_sync = false;
-            }
+            Step::SyncFails => self.fail_sync(),
             Step::Kill => self.open(),
             Step::Close => {
                 // After a failed sync there is no clean close.
@@ -165,13 +183,15 @@ impl Host {
     }
 
     fn take_away(&self, which: &str) {
-        let folder = self.dir.path().join("lifeboat-logs/m/d");
+        let folder = self.log_folder();
         let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
         let mut segments: Vec<_> =
             names.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
         segments.sort();
         let gone = match which {
             "first" => segments.drain(..1.min(segments.len())).collect(),
+            "middle" if segments.len() > 2 => vec![segments.remove(1)],
+            "middle" => Vec::new(),
             "last" => segments.pop().into_iter().collect(),
             "all" => segments,
             name => vec![folder.join(name)],
@@ -181,7 +201,7 @@ impl Host {
     }
 
     /// The next point is the disk, byte for byte.
-    fn check(&self, replica: &mut Replica) {
+    pub(super) fn check(&self, replica: &mut Replica) {
         replica.cycle(self.machine()).unwrap();
         let platter = self.platter.lock().unwrap();
         let wrong = platter.cache.iter().zip(&replica.disks["d"]).position(|(disk, vault)| disk != vault);
@@ -331,5 +351,17 @@ fn a_damaged_log_stays_damaged_until_the_state_says_that_it_does_not_count() {
     std::fs::write(&state, before).unwrap();
     host.open();
     assert!(!host.machine().info().disks[0].logged);
+    host.check(&mut replica);
+}
+
+#[test]
+fn what_a_failed_sync_left_in_the_page_cache_is_not_copied_even_if_nothing_tells_of_it() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    write(host.disk(), 0, &[1]).unwrap();
+    host.apply(&Step::SyncFails, &mut replica);
+    host.apply(&Step::Vanishes(false, "state"), &mut replica);
+    host.check(&mut replica);
+    host.lose_power(3);
     host.check(&mut replica);
 }

@@ -90,7 +90,7 @@ fn a_last_round_that_loses_its_log_is_followed_by_another() {
 }
 
 #[test]
-fn rounds_that_nobody_remembers_are_a_whole_sync() {
+fn a_sync_that_begins_again_includes_what_earlier_rounds_copied() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, mut replica) = (open(dir.path()), Replica::default());
     replica.cycle(&machine).unwrap();
@@ -100,10 +100,19 @@ fn rounds_that_nobody_remembers_are_a_whole_sync() {
     assert_eq!(dirty.scope, SyncScope::Dirty);
     overflow(&machine, 2);
     let have = Round { id: dirty.round, complete: true };
-    machine.next_round("d", Some(known), have, false).unwrap();
-    assert!(!machine.info().disks[0].bases.contains(&known));
+    let second = machine.next_round("d", Some(known), have, false).unwrap();
+    assert!(machine.info().disks[0].bases.contains(&known));
+    // Nobody remembers the rounds, and what they shipped was given up.
     let stranger = Round { id: uuid::Uuid::new_v4(), complete: true };
-    assert_eq!(machine.next_round("d", Some(known), stranger, false).unwrap().scope, SyncScope::Whole);
+    let again = machine.next_round("d", Some(known), stranger, false).unwrap();
+    assert_eq!(
+        again.scope,
+        SyncScope::Marked,
+        "all that differs is still known, and some of it may not differ"
+    );
+    assert_ne!(again.round, second.round);
+    copy(&mut replica, &machine, &again);
+    close(&mut replica, &machine, dir.path(), &again);
     // The same for one in mid-round that still leads from what the vault has.
     replica.cycle(&machine).unwrap();
     let known = replica.known["d"];
@@ -115,4 +124,32 @@ fn rounds_that_nobody_remembers_are_a_whole_sync() {
     assert_eq!(again.scope, SyncScope::Dirty, "all that differs is still known");
     copy(&mut replica, &machine, &again);
     close(&mut replica, &machine, dir.path(), &again);
+}
+
+/// Whatever dies in whichever round: what the first round copied differs still, and is marked.
+#[test]
+fn a_power_loss_in_any_round_costs_the_marked_regions_only() {
+    for (logged, boot) in [(false, "another"), (true, "another"), (false, BOOT), (true, BOOT)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (machine, mut replica) = (open(dir.path()), Replica::default());
+        replica.cycle(&machine).unwrap();
+        let known = replica.known["d"];
+        overflow(&machine, 1);
+        let first = machine.begin_sync("d", Some(known)).unwrap();
+        overflow(&machine, 2);
+        machine.next_round("d", Some(known), Round { id: first.round, complete: true }, logged).unwrap();
+        // Idle and synced, and yet the vault has nothing of it.
+        let disk = machine.disk("d").unwrap();
+        disk.flush().unwrap();
+        (0..3).for_each(|_| disk.clear_intent());
+        let _ = disk;
+        drop(machine);
+        let mut settings = super::machine(dir.path(), &["d"], SIZE);
+        settings.disks[0].log_limit = Some(8 << 20);
+        let machine = Machine::open_in(&settings, boot).unwrap();
+        let again = machine.begin_sync("d", Some(known)).unwrap();
+        assert_eq!(again.scope, SyncScope::Marked, "logged {logged}, boot {boot}");
+        copy(&mut replica, &machine, &again);
+        close(&mut replica, &machine, dir.path(), &again);
+    }
 }

@@ -111,8 +111,8 @@ impl Tracker {
         let sync = self.sync.as_ref();
         let frozen = self.frozen.as_ref().map(|(_, blocks)| blocks);
         let bitmaps = [Some(&self.dirty), frozen, self.pending.as_ref()].into_iter().flatten();
-        let of_sync =
-            sync.map(|sync| &sync.released).into_iter().chain(sync.and_then(|sync| sync.copy.as_ref()));
+        let of_sync = sync.into_iter().flat_map(|sync| [&sync.released, &sync.earlier]);
+        let of_sync = of_sync.chain(sync.and_then(|sync| sync.copy.as_ref()));
         let marked =
             |bitmap: &DirtyBitmap| bitmap.next_run(range.start).is_some_and(|(start, _)| start < range.end);
         bitmaps.chain(of_sync).any(marked) || self.ranges.conflicts(std::iter::once(range.clone()))

@@ -207,6 +207,16 @@ fn a_member_that_is_being_copied_is_left_out_and_takes_no_share() {
     assert!(machines[0].cut_as(&ANY).unwrap().group.is_some(), "together again");
 }
 
+/// Its copying begins when all that can be looked at before the instant has been.
+#[test]
+fn a_machine_that_begins_to_be_copied_is_left_out_at_the_instant() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machines, _) = shop(dir.path(), &["a", "b"]);
+    machines[1].begin_sync("b", None).unwrap();
+    let taken = cut::cut(&[&machines[0], &machines[1]], 0, false).unwrap();
+    assert!(matches!(&taken, Taken::Apart(why) if why.contains("b/b")), "{taken:?}");
+}
+
 /// The vault lacks what is pending: a power loss must find it marked.
 #[test]
 fn what_is_pending_stays_marked_until_it_is_released() {

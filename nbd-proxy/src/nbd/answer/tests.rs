@@ -47,7 +47,7 @@ fn ask(
     step: usize,
 ) -> Result<Result<Answer, Refused>, Violation> {
     let mut replies = Replies::new(structured);
-    replies.expect(1, question, "mine");
+    replies.ask(1, question, "mine");
     for piece in says.concat().chunks(step) {
         let mut rest = piece;
         while !rest.is_empty() {

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use object_store::memory::InMemory;
 
 use super::*;
+use crate::elapsed::{Elapsed, Moment};
 use crate::testing::{Ask, Fault, Faulty, vault_in};
 
 const MIB: u64 = 1 << 20;
@@ -161,4 +162,72 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
         }
     }
     files
+}
+
+/// A clock that jumps to whatever is waited for, at most `naps` times; then it stands.
+fn jumping(naps: u64) -> (Elapsed, Arc<std::sync::Mutex<Duration>>) {
+    let now: Arc<std::sync::Mutex<Duration>> = Arc::default();
+    let (read, moved, left) = (Arc::clone(&now), Arc::clone(&now), Arc::new(AtomicU64::new(naps)));
+    let clock =
+        Elapsed::new(move || Moment::new(*read.lock().unwrap(), Duration::ZERO)).sleeping(move |gap| {
+            let (moved, left) = (Arc::clone(&moved), Arc::clone(&left));
+            async move {
+                tokio::task::yield_now().await;
+                if !gap.is_zero() && left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_err() {
+                    std::future::pending::<()>().await;
+                }
+                *moved.lock().unwrap() += gap;
+            }
+        });
+    (clock, now)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_out_of_reach_is_tried_after_1_2_4_8_10_30_and_30_minutes_and_at_once_when_asked() {
+    let rig = Rig::new(&[("a", MIB)], 18);
+    let (clock, now) = jumping(7);
+    let mut settings = rig.settings();
+    (settings.retry_gaps, settings.elapsed) = (default_gaps(), clock);
+    let tries: Arc<std::sync::Mutex<Vec<u64>>> = Arc::default();
+    let (tried, at) = (Arc::clone(&tries), Arc::clone(&now));
+    let out_of_reach: Connect = Box::new(move || {
+        tried.lock().unwrap().push(at.lock().unwrap().as_secs());
+        Box::pin(async { Err(Error::new(Kind::Unavailable, "vault", "out of reach").remedy("wait")) })
+    });
+    let handle = start(settings, rig.clone(), out_of_reach);
+    wait_for(&handle, "waiting for the eighth time", |_| tries.lock().unwrap().len() == 8).await;
+    let gaps: Vec<u64> = tries.lock().unwrap().windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(gaps, [1, 2, 4, 8, 10, 30, 30].map(|minutes| minutes * 60));
+    let status = wait_for(&handle, "waiting", |status| status.next_retry.is_some()).await;
+    assert_eq!((status.health, status.remedy.as_str()), (Health::Warning, "wait"));
+    let before = tries.lock().unwrap().len();
+    handle.resume().await.unwrap();
+    wait_for(&handle, "tried again", |_| tries.lock().unwrap().len() == before + 1).await;
+    assert_eq!(tries.lock().unwrap()[before], tries.lock().unwrap()[before - 1], "no time has passed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_are_renewed_in_mid_upload_cost_nothing() {
+    let rig = Rig::new(&[("a", 8 * MIB)], 19);
+    rig.write("a", 0, &testing::Random::new(19).bytes(6 << 20));
+    let memory = Arc::new(InMemory::new());
+    // What was opened with the first credentials serves a few requests; what is opened anew serves all.
+    let opened = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&opened);
+    let expiring: Connect = Box::new(move || {
+        let (memory, first) = (Arc::clone(&memory), counted.fetch_add(1, SeqCst) == 0);
+        Box::pin(async move {
+            let expires = move |number, ask, _: &str| {
+                if first && ask == Ask::Put && number > 2 { Fault::Denied } else { Fault::None }
+            };
+            Ok(vault_in(Faulty::new(memory, expires)).await)
+        })
+    });
+    let mut settings = rig.settings();
+    // Nothing but a reload at once can be what goes on.
+    settings.retry_gaps = vec![Duration::from_secs(3600)];
+    let handle = start(settings, rig.clone(), expiring);
+    handle.cut().await.unwrap();
+    assert_eq!(opened.load(SeqCst), 2, "it was opened again, once");
+    assert_eq!(handle.status().health, Health::Normal);
 }
