@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Measures the most memory that `lifeboat proxy` and `lifeboat uploader` ever held (VmHWM), each in a process of its own.
 
-    scripts/bench-memory.py --lifeboat BINARY [--dir DIR] [--scale 1/16] [--only payloads,changes,initial]
+    scripts/bench-memory.py --lifeboat BINARY [--dir DIR] [--scale 1/16] [--only payloads,changes,initial,compare]
 
-Three loads, each with fresh processes, a fresh disk and a folder as vault:
+Four loads, each with fresh processes, a fresh disk and a folder as vault:
 
     payloads   16 connections write and read with payloads of 32 MiB while points are taken every two seconds
     changes    an 8 GiB disk gets 2 GiB of 4 KiB writes at random places, which one point then takes
     initial    the first copy of a disk that holds 4 GiB
+    compare    a fresh uploader that compares the whole of such a disk with the vault, and finds nothing to ship
 
 Prints a table and fails if a bound is broken: the proxy 64 MiB and 100 MiB for each TiB of disks, the uploader 300 MiB.
 Needs nothing but Python, and about 14 GiB of room in DIR at full scale.
@@ -106,9 +107,18 @@ listen = "unix:{self.socket}"
 
     def start(self):
         for role in ("proxy", "uploader"):
-            daemon = subprocess.Popen([self.lifeboat, role, "--config", self.config], stdout=subprocess.PIPE)
-            self.daemons[role] = daemon
-            assert daemon.stdout.readline() == b"ready\n", f"the {role} did not get ready"
+            self.start_one(role)
+
+    def start_one(self, role, *before):
+        command = [*before, self.lifeboat, role, "--config", self.config]
+        daemon = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.daemons[role] = daemon
+        assert daemon.stdout.readline() == b"ready\n", f"the {role} did not get ready"
+
+    def restart(self, role):
+        self.daemons[role].send_signal(signal.SIGTERM)
+        assert self.daemons[role].wait(60) == 0, f"the {role} ended badly"
+        self.start_one(role)
 
     def run(self, *command):
         subprocess.run([self.lifeboat, "--config", self.config, "--json", *command], check=True, stdout=subprocess.DEVNULL)
@@ -188,7 +198,15 @@ def initial(site, scale):
     site.run("wait", "m", "--for", "protected", "--timeout", "30m")
 
 
-LOADS = {"payloads": (payloads, 4 * GIB, "2s"), "changes": (changes, 8 * GIB, "24h"), "initial": (initial, 8 * GIB, "30s")}
+def compare(site, scale):
+    initial(site, scale)
+    site.restart("uploader")
+    site.run("resync", "m")
+    site.run("cut", "m", "--timeout", "30m")
+
+
+LOADS = {"payloads": (payloads, 4 * GIB, "2s"), "changes": (changes, 8 * GIB, "24h"), "initial": (initial, 8 * GIB, "30s"),
+         "compare": (compare, 8 * GIB, "24h")}
 
 
 def main():

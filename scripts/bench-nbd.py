@@ -48,6 +48,7 @@ def options():
     parser.add_argument("--modes", default="read,write,mixed")
     parser.add_argument("--depths", default="1,16")
     parser.add_argument("--only-ours", action="store_true", help="measure without the others")
+    parser.add_argument("--against", metavar="NAME", help="one of ours: the ratios are to it")
     parser.add_argument("--floor", type=float, help="fail if a ratio is below this")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
     return parser.parse_args()
@@ -167,8 +168,10 @@ def run(args, servers):
                 export = args.export if server.ours else ""
                 samples[server.name].append(measure(server, export, bs, mode, depth, args.runtime))
         row = {name: statistics.median(values) for name, values in samples.items()}
-        others = [row[server.name] for server in servers if not server.ours]
-        ratios = {s.name: row[s.name] / max(others) for s in servers if s.ours} if others else {}
+        compared = [s.name for s in servers if (s.name == args.against if args.against else not s.ours)]
+        others = [row[name] for name in compared]
+        measured = [s.name for s in servers if s.ours and s.name not in compared]
+        ratios = {name: row[name] / max(others) for name in measured} if others else {}
         told = "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
         print(f"{bs:>5} {mode:>6} depth {depth:>2}  " + "".join(f"{row[name]:16.0f}" for name in names) + "    " + told)
         sys.stdout.flush()

@@ -27,7 +27,7 @@ use std::time::Duration;
 use nbd_proxy::{Error, Kind, Result};
 
 use crate::cli::{Cli, Command, LogFormat};
-use crate::config::{Config, VaultConfig, parse_span};
+use crate::config::{Config, VaultConfig, VaultKey, parse_span};
 use crate::control::client::Client;
 use crate::control::remote::Done;
 use crate::daemon::sockets::Passed;
@@ -67,6 +67,12 @@ pub struct VaultArgs {
     /// Authorities to trust besides the system's, a PEM file; with --vault
     #[arg(long, value_name = "FILE", requires = "vault")]
     pub ca_file: Option<PathBuf>,
+    /// The vault's key file; with --vault
+    #[arg(long, value_name = "FILE", requires = "vault", conflicts_with = "passphrase_file")]
+    pub key_file: Option<PathBuf>,
+    /// A file with the vault's passphrase, which may also be in LIFEBOAT_PASSPHRASE; with --vault
+    #[arg(long, value_name = "FILE", requires = "vault")]
+    pub passphrase_file: Option<PathBuf>,
     /// Plain http to a host that is not loopback; with --vault
     #[arg(long, requires = "vault")]
     pub allow_http: bool,
@@ -77,6 +83,14 @@ pub struct VaultArgs {
 }
 
 impl VaultArgs {
+    fn key(&self) -> VaultKey {
+        match (&self.key_file, &self.passphrase_file) {
+            (Some(path), _) => VaultKey::File(path.clone()),
+            (None, Some(path)) => VaultKey::PassphraseFile(path.clone()),
+            (None, None) => VaultKey::Unstated,
+        }
+    }
+
     /// The vault of the command line, else that of the configuration.
     pub fn resolve(&self, context: &Context) -> Result<VaultConfig> {
         match &self.vault {
@@ -86,6 +100,7 @@ impl VaultArgs {
                 let ca_file = self.ca_file.clone();
                 Ok(VaultConfig {
                     url: url.clone(),
+                    key: self.key(),
                     ca_file,
                     allow_http: self.allow_http,
                     undelete: self.undelete,
@@ -141,7 +156,7 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Restore(args) => restore::run(&context, &args).await,
             Command::HoldGuest(args) => hold_guest::run(&args).await,
             Command::Vault(args) => vault::run(&context, &args).await,
-            Command::Inspect(args) => inspect::run(&context, &args),
+            Command::Inspect(args) => inspect::run(&context, &args).await,
             Command::Demo(args) => demo::run(&context, &args).await,
         }
     })

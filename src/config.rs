@@ -27,7 +27,7 @@ use uploader::retention;
 use uploader::store::limit::Hours;
 
 pub use backings::check_backings;
-pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING};
+pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING, host_name};
 pub use units::{parse_age, parse_span};
 
 /// Everything the file says, defaults filled in.
@@ -43,6 +43,8 @@ pub struct Config {
     pub vault: VaultConfig,
     /// How exports on TCP are protected; in the clear if it is absent.
     pub tls: Option<TlsFiles>,
+    /// Who may connect to the exports, and how fast.
+    pub proxy: ProxyConfig,
     /// The policy of machines that state none of their own.
     pub policy: Policy,
     /// The machines this host protects; may be empty on a host that only reads the vault.
@@ -54,8 +56,8 @@ pub struct Config {
 pub struct VaultConfig {
     /// `file://`, `s3://` or `azure://`.
     pub url: String,
-    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
-    pub unencrypted: bool,
+    /// How its content is protected.
+    pub key: VaultKey,
     /// A PEM file with the authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
     /// Plain http to a host that is not loopback is allowed.
@@ -72,6 +74,29 @@ pub struct VaultConfig {
     pub credentials_file: Option<PathBuf>,
     /// Settings of the store's client, over those of the environment and the file.
     pub options: BTreeMap<String, Secret>,
+}
+
+/// Bounds of the NBD server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Clients that may use exports at a time, over all disks; the proxy's own rule when absent.
+    pub max_connections: Option<usize>,
+    /// How long a client may take to choose an export.
+    pub handshake_timeout: Duration,
+}
+
+/// How a vault's content is protected, as the file or the command line says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VaultKey {
+    /// Not said: what is there may be read if it is not encrypted, or if the environment or a person at the terminal has a passphrase.
+    #[default]
+    Unstated,
+    /// The words `encryption = "none"` stand in the file, so a new vault may be made.
+    Unencrypted,
+    /// By the key in this file.
+    File(PathBuf),
+    /// By the passphrase in this file.
+    PassphraseFile(PathBuf),
 }
 
 /// One protected machine.

@@ -7,6 +7,7 @@
 //! An error crosses the socket as it is printed: `{"error": {"kind", "object", "message", "remedy"}}`. The HTTP status
 //! follows the kind and carries nothing that the body does not say.
 
+mod buffers;
 pub mod client;
 pub mod proxy_api;
 pub mod remote;

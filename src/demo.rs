@@ -58,7 +58,7 @@ fn story(dir: Option<&Path>, keep: bool, json: bool) -> Result<()> {
     let mut scene = Scene::set(dir, keep)?;
     say(&format!("A scratch folder: {}", scene.dir().display()))?;
     say(&format!(
-        "A disk image of {}, {} of it written, and a vault that is an empty folder.",
+        "A disk image of {}, {} of it written, a vault that is an empty folder, and a key that encrypts it, kept apart.",
         output::size(scene::DISK_BYTES),
         output::size(scene::DATA_BYTES)
     ))?;
@@ -96,12 +96,12 @@ fn story(dir: Option<&Path>, keep: bool, json: bool) -> Result<()> {
     let writes = writer.end();
     say(&format!(
         "The client had {writes} writes acknowledged and is cut off; those since the last point are what an RPO is. \
-         Only the vault is left.\n"
+         Only the vault and its key are left.\n"
     ))?;
 
     let mut proofs = Vec::new();
     for (point, before) in taken {
-        say(&format!("  $ lifeboat restore demo --vault file://… --point {point} --to …"))?;
+        say(&format!("  $ lifeboat restore demo --vault file://… --key-file … --point {point} --to …"))?;
         let restored = scene.restore(&point)?;
         let equal = restored == before;
         say(&format!(

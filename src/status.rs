@@ -12,6 +12,7 @@ use nbd_proxy::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use uploader::listing::{self, PointName};
 use uploader::replicate::{Health, Phase, Status};
+use uploader::vault::Encryption;
 
 use crate::config::{Config, RPO_WARNING, VaultConfig};
 use crate::control::client::Client;
@@ -51,6 +52,8 @@ pub struct Machine {
     pub sync_cause: String,
     /// What the newest point is not though it was to be, and why.
     pub notes: Vec<String>,
+    /// How the vault is encrypted: `aes-256-gcm` or `none`; null before it was opened.
+    pub encryption: Option<Encryption>,
     /// When the next attempt is made, after a failed one.
     pub next_retry: Option<Timestamp>,
     /// Its disks.
@@ -105,6 +108,7 @@ impl Machine {
             activity: status.activity.clone(),
             sync_cause: status.sync_cause.clone(),
             notes: status.notes.clone(),
+            encryption: status.encryption,
             next_retry: status.next_retry,
             disks: disks.collect(),
         };
@@ -139,6 +143,7 @@ impl Machine {
             activity: String::new(),
             sync_cause: String::new(),
             notes: Vec::new(),
+            encryption: None,
             next_retry: None,
             disks: disks.collect(),
         }
@@ -251,6 +256,7 @@ pub async fn of_vault(vault: &VaultConfig) -> Result<Report> {
             activity: String::new(),
             sync_cause: String::new(),
             notes: Vec::new(),
+            encryption: Some(vault.cipher.encryption()),
             next_retry: None,
             disks: Vec::new(),
         };

@@ -3,6 +3,7 @@
 mod credentials;
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,9 +11,13 @@ use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::Connect;
 use uploader::store::limit::Limit;
 use uploader::store::{self, StoreConfig};
-use uploader::vault::{Encryption, Vault};
+use uploader::vault::{Protection, Secret, Vault, is_locked};
+use zeroize::Zeroizing;
 
-use crate::config::{Config, VaultConfig};
+use crate::config::{Config, VaultConfig, VaultKey};
+
+/// The variable with the passphrase of the vault.
+const PASSPHRASE: &str = "LIFEBOAT_PASSPHRASE";
 
 /// The kinds of vault, as their URLs begin.
 const SCHEMES: [&str; 3] = ["file://", "s3://", "azure://"];
@@ -80,9 +85,37 @@ fn means_the_same(option: &str, variable: &str) -> bool {
     bare(option) == bare(variable)
 }
 
-/// Opens a vault to read it.
+/// What opens the vault, as far as that was said: by a file, or by `LIFEBOAT_PASSPHRASE`.
+pub fn secret(vault: &VaultConfig) -> Result<Option<Secret>> {
+    match &vault.key {
+        VaultKey::Unencrypted => Ok(None),
+        VaultKey::File(path) => Secret::from_key_file(path).map(Some),
+        VaultKey::PassphraseFile(path) => Secret::from_passphrase_file(path).map(Some),
+        VaultKey::Unstated => match std::env::var(PASSPHRASE) {
+            Ok(text) if !text.is_empty() => Secret::passphrase(&text).map(Some),
+            _ => Ok(None),
+        },
+    }
+}
+
+/// Opens a vault to read it. Somebody at a terminal is asked for the passphrase, if that is all that is missing.
 pub async fn open(vault: &VaultConfig) -> Result<Vault> {
-    Vault::open(&store_config(vault)?).await
+    let config = store_config(vault)?;
+    match Vault::open(&config, secret(vault)?.as_ref()).await {
+        Err(error)
+            if is_locked(&error) && vault.key == VaultKey::Unstated && std::io::stdin().is_terminal() =>
+        {
+            Vault::open(&config, Some(&ask("Passphrase of the vault: ")?)).await
+        }
+        opened => opened,
+    }
+}
+
+/// Asks for a passphrase at the terminal, without showing it.
+pub fn ask(prompt: &str) -> Result<Secret> {
+    let typed = rpassword::prompt_password(prompt)
+        .map_err(|e| Error::new(Kind::InvalidInput, "passphrase", format!("cannot ask for it: {e}")))?;
+    Secret::passphrase(&Zeroizing::new(typed))
 }
 
 /// How a machine's replication reaches the vault, which it writes to no faster than `limit`. Refuses at once what can never work; what may
@@ -97,14 +130,18 @@ pub fn connect(config: &Config, limit: &Arc<Limit>) -> Result<Connect> {
     {
         return Err(error);
     }
+    let secret = secret(&config.vault)?;
     let (file, vault, limit) = (config.file.clone(), config.vault.clone(), Arc::clone(limit));
     Ok(Box::new(move || {
-        let (vault, limit) = (renewed(&file, &vault), Arc::clone(&limit));
+        let (vault, secret, limit) = (renewed(&file, &vault), secret.clone(), Arc::clone(&limit));
         Box::pin(async move {
             let config = store_config(&vault)?;
-            let vault = match vault.unencrypted {
-                true => Vault::open_or_create(&config, Encryption::None).await,
-                false => Vault::open(&config).await.map_err(unstated),
+            let vault = match secret {
+                Some(secret) => Vault::open_or_create(&config, &Protection::Secret(secret)).await,
+                None if vault.key == VaultKey::Unencrypted => {
+                    Vault::open_or_create(&config, &Protection::None).await
+                }
+                None => Vault::open(&config, None).await.map_err(unstated),
             };
             vault.map(|vault| Vault { store: vault.store.clone().limited(limit), ..vault })
         })
@@ -129,7 +166,8 @@ fn unstated(error: Error) -> Error {
         return error;
     }
     error.remedy(
-        "to make a new vault there, write encryption = \"none\" in [vault]: its content will be readable",
+        "to make a new vault there, name a key_file in [vault] (`openssl rand -hex 32` makes one), or write encryption = \"none\": its \
+         content will be readable by whoever has the bucket",
     )
 }
 

@@ -159,8 +159,11 @@ fn a_server_killed_with_unflushed_writes_is_missed_by_nobody() {
         server.kill();
         server.come_back();
         let found = whole(&mut client);
-        lost += u64::from(found != model.bytes());
-        assert!(client.try_flush().is_err(), "kill {kill}: the guest must hear of it");
+        // Now and then our own regular flush has come between the write and the kill: then nothing is lost, and nothing told.
+        let is_lost = found != model.bytes();
+        lost += u64::from(is_lost);
+        let told = client.try_flush().is_err();
+        assert!(told || !is_lost, "kill {kill}: the guest must hear of it");
         client.flush();
         let after = lifeboat.cut_id();
         alike(&restored(&lifeboat, &scratch, &after), &found, "the point after is the disk");

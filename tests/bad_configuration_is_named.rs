@@ -105,12 +105,21 @@ fn a_backing_that_may_not_be_written() {
 }
 
 #[test]
-fn a_vault_of_unknown_kind_or_with_a_key() {
+fn a_vault_of_unknown_kind_or_with_an_impossible_key() {
     let site = Site::with_machine();
     let gopher = refused(&site, &site.usual("").replace(&site.vault(), "gopher://backups"));
     says(&gopher, "gopher://backups");
     says(&gopher, "s3://BUCKET/PREFIX");
-    says(&refused(&site, &site.usual("key_file = \"/k\"")), "does not encrypt");
+    says(&refused(&site, &site.usual("key_file = \"/k\"")), "contradict");
+    says(&refused(&site, &site.usual("passphrase = \"hush\"")), "passphrase_file");
+    std::fs::write(site.path("short.key"), [7; 31]).unwrap();
+    let key = format!("key_file = \"{}\"", site.path("short.key").display());
+    site.config(&site.usual("").replace("encryption = \"none\"", &key));
+    // The proxy has no business with keys.
+    let short = site.run(&["uploader"]);
+    assert_eq!(short.code, 2, "{}", short.stderr);
+    says(&short.stderr, "31 bytes are neither 32 bytes nor 64 hexadecimal digits");
+    says(&short.stderr, "short.key");
     says(&refused(&site, &site.usual("").replace("\"none\"", "\"aes\"")), "vault.encryption");
 }
 

@@ -234,6 +234,8 @@ fn postgresql_has_what_it_acknowledged() {
     }
     let (data, log) = (folders[0].join("data"), folders[1].join("log"));
     let mut initdb = as_nobody(&bin.join("initdb"));
+    // The one time zone that needs no files in the guest.
+    initdb.env("TZ", "GMT");
     initdb.args([
         "--data-checksums",
         "--no-sync",
@@ -254,18 +256,21 @@ fn postgresql_has_what_it_acknowledged() {
     }
     tools.folder(&share, "share");
     let each = transaction("", "repeat(md5('$i'), $((i % 40)))", "a");
-    let psql = format!("{RUN} /tools/psql -h /tmp -U postgres -qAt -v ON_ERROR_STOP=1 postgres");
+    let psql = format!("{RUN} /tools/psql -h /tmp -U postgres -qAt -P pager=off -v ON_ERROR_STOP=1 postgres");
     tools.file("load.sh", &endless("", &each, &psql));
-    let server = "start-stop-daemon -S -b -c 65534:65534 -x /tools/ld.so -- --library-path /tools /tools/postgres -D /mnt/a/data \
-         -k /tmp -c listen_addresses= -c timezone=GMT -c log_timezone=GMT -c dynamic_shared_memory_type=mmap \
+    let server = "start-stop-daemon -S -b -c pg:pg -x /tools/ld.so -- --library-path /tools /tools/postgres -D /mnt/a/data \
+         -k /tmp -c listen_addresses= -c dynamic_shared_memory_type=mmap \
          -c shared_buffers=4MB -c max_wal_size=4MB -c min_wal_size=2MB";
     let tools = tools.image(256 * MIB);
     let mut protected = Protected::new(scratch, [&folders[0], &folders[1]], 192 * MIB);
     let begin = [
-        "chmod 1777 /tmp; mkdir -p /usr/share/postgresql",
-        &format!("ln -s /tools/share {}", share.display()),
+        "chmod 755 /; chmod 1777 /tmp; mkdir -p /etc /usr/share/postgresql",
+        "echo pg:x:65534:65534::/tmp:/bin/sh >/etc/passwd; echo pg:x:65534: >/etc/group",
+        &format!("ln -s /tools/share {}; mkdir -p {}", share.display(), bin.with_file_name("lib").display()),
         server,
-        "n=0; until [ -S /tmp/.s.PGSQL.5432 ] || [ $n -gt 60 ]; do n=$((n + 1)); sleep 1; done; [ -S /tmp/.s.PGSQL.5432 ]",
+        &format!(
+            "n=0; until {psql} -c 'SELECT 1' || [ $n -gt 60 ]; do n=$((n + 1)); sleep 1; done; [ $n -le 60 ]"
+        ),
     ];
     protected.cut_in_the_middle(&tools, &begin, cuts);
     protected.every_point_holds(&["a"], |images, to| vec![postgres(&bin, images, to)]);

@@ -25,6 +25,7 @@ const VAULT: &[(&str, &str)] = &[
     ("Names of objects", "uploader/src/keys.rs"),
     ("The marker", "uploader/src/vault.rs"),
     ("Sealed units", "uploader/src/cipher.rs"),
+    ("Wrapped keys", "uploader/src/cipher/wrap.rs"),
     ("Entries of a line: points and claims", "uploader/src/point.rs"),
     ("Deltas", "uploader/src/delta/format.rs"),
     ("Catalogues", "uploader/src/catalogue.rs"),

@@ -32,7 +32,7 @@ use uploader::replicate::{self, Handle, Settings};
 use uploader::restore::{Checksum, Request, restore};
 use uploader::source::Source;
 use uploader::store::StoreConfig;
-use uploader::vault::{Encryption, Vault};
+use uploader::vault::{Protection, Vault};
 use uuid::Uuid;
 
 const DISKS: [&str; 2] = ["root", "data"];
@@ -259,7 +259,7 @@ fn serve(machine: &Arc<Machine>, dir: &Path) -> (Server, Vec<Target>) {
 async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
     let url = format!("file://{}", dir.join("vault").display());
     let config = StoreConfig { url, ..StoreConfig::default() };
-    let vault = Vault::open_or_create(&config, Encryption::None).await.expect("a vault");
+    let vault = Vault::open_or_create(&config, &Protection::None).await.expect("a vault");
     let settings = Settings {
         machine: "m".to_owned(),
         // Only the cuts that the test asks for.
@@ -277,7 +277,7 @@ async fn replicate(machine: Arc<Machine>, dir: &Path) -> (Handle, Vault) {
         app_consistent_every: None,
     };
     std::fs::create_dir_all(&settings.state_dir).expect("a state folder");
-    let connect = replicate::connect_to(config, Encryption::None);
+    let connect = replicate::connect_to(config, Protection::None);
     (replicate::start(settings, InProcess(machine), connect), vault)
 }
 

@@ -195,7 +195,14 @@ impl Machine {
 
     /// Reads the live disk: at most 1 MiB.
     pub fn read(&self, disk: &str, offset: u64, len: u32) -> Result<Vec<u8>> {
-        self.disk(disk)?.read_live(offset, len)
+        let mut buf = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.read_into(disk, offset, &mut buf)?;
+        Ok(buf)
+    }
+
+    /// The same, all of `buf`.
+    pub fn read_into(&self, disk: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.disk(disk)?.read_live(offset, buf)
     }
 
     /// The point with the whole sync is committed. Durable on return.

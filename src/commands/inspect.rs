@@ -4,21 +4,26 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use ::uploader::inspect::{describe, is_sealed};
+use ::uploader::vault::Vault;
 use nbd_proxy::log::{SegmentReader, format};
 use nbd_proxy::{Error, Result};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, VaultArgs};
 use crate::output;
 
 /// Say what is in a file of Lifeboat's: a change log segment, a delta, a point or a claim
 ///
-/// What the file is, is read from the file. Every checksum is checked; a broken file is an error that says where.
+/// What the file is, is read from the file. Every checksum is checked; a broken file is an error that says where. An
+/// encrypted file is shown wholly if the vault it comes from, and the key, are named or configured.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  lifeboat inspect /images/lifeboat-logs/web1/data/000000000007.seg")]
 pub struct Args {
     /// The file
     pub file: PathBuf,
+    #[command(flatten)]
+    vault: VaultArgs,
 }
 
 /// A change log segment.
@@ -40,19 +45,31 @@ struct Segment {
     bytes: u64,
 }
 
-pub fn run(context: &Context, args: &Args) -> Result<()> {
-    if is_segment(&args.file)? {
+pub async fn run(context: &Context, args: &Args) -> Result<()> {
+    let start = start_of(&args.file)?;
+    if format::is_segment(&start) {
         return output::answer(context.json, &segment(&args.file)?, people);
     }
-    output::answer(context.json, &::uploader::inspect::describe(&args.file)?, ToString::to_string)
+    let vault = if is_sealed(&start) { vault(context, &args.vault).await? } else { None };
+    output::answer(context.json, &describe(&args.file, vault.as_ref())?, ToString::to_string)
 }
 
-fn is_segment(path: &Path) -> Result<bool> {
+/// What opens an encrypted file: the vault that was named, or that of the configuration if there is one and it says how.
+async fn vault(context: &Context, args: &VaultArgs) -> Result<Option<Vault>> {
+    if args.vault.is_none() && !context.config.exists() {
+        return Ok(None);
+    }
+    let config = args.resolve(context)?;
+    let stated = args.vault.is_some() || crate::vault::secret(&config)?.is_some();
+    if stated { crate::vault::open(&config).await.map(Some) } else { Ok(None) }
+}
+
+fn start_of(path: &Path) -> Result<Vec<u8>> {
     let mut start = Vec::new();
     File::open(path)
         .and_then(|file| file.take(64).read_to_end(&mut start))
         .map_err(|error| Error::io("read", path, error))?;
-    Ok(format::is_segment(&start))
+    Ok(start)
 }
 
 fn segment(path: &Path) -> Result<Segment> {

@@ -53,6 +53,13 @@ pub const SOCKET_MODE: u32 = nbd_proxy::server::DEFAULT_SOCKET_MODE;
 pub const MAX_CLIENTS_RANGE: RangeInclusive<usize> = 1..=1024;
 /// What `machine.disk.reconnect_delay` and `machine.disk.reply_timeout` may be; the proxy's own rules say the defaults.
 pub const PATIENCE_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// What `proxy.max_connections` may be.
+pub const MAX_CONNECTIONS_RANGE: RangeInclusive<usize> = 1..=65536;
+/// `proxy.handshake_timeout`.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What `proxy.handshake_timeout` may be.
+pub const HANDSHAKE_TIMEOUT_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(300);
 /// A newest point that is later than its interval by this is a warning.
 pub const RPO_WARNING: Duration = Duration::from_secs(3600);
 
@@ -66,6 +73,8 @@ pub struct File {
     pub vault: Vault,
     pub tls: Option<Tls>,
     #[serde(default)]
+    pub proxy: Proxy,
+    #[serde(default)]
     pub policy: Policy,
     #[serde(default)]
     pub machine: Vec<Machine>,
@@ -77,6 +86,8 @@ pub struct File {
 pub struct Vault {
     pub url: String,
     pub encryption: Option<String>,
+    pub key_file: Option<PathBuf>,
+    pub passphrase_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
     pub credentials_file: Option<PathBuf>,
     #[serde(default)]
@@ -120,6 +131,14 @@ pub struct Tls {
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
     pub client_ca_file: PathBuf,
+}
+
+/// `[proxy]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proxy {
+    pub max_connections: Option<usize>,
+    pub handshake_timeout: Option<Span>,
 }
 
 /// `[policy]` and `[machine.policy]`
@@ -220,8 +239,8 @@ pub fn parse(path: &Path, text: &str) -> Result<File> {
 }
 
 fn remedy(message: &str) -> &'static str {
-    if message.contains("unknown field `key_file`") || message.contains("`passphrase`") {
-        "this version does not encrypt; write encryption = \"none\" to make a vault whose content is readable"
+    if message.contains("`passphrase`") {
+        "a passphrase stands in a file of its own: passphrase_file = \"/etc/lifeboat/passphrase\""
     } else if message.contains("unknown field") {
         "the table of keys is in docs/operations.md"
     } else {

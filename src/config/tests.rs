@@ -33,7 +33,9 @@ fn a_plain_file_gets_every_default() {
     assert_eq!(machine.policy.interval, Duration::from_secs(30));
     assert_eq!(machine.policy.retry.last(), Some(&Duration::from_secs(1800)));
     assert_eq!(machine.disks[0].listen, ListenAt::Unix("/tmp/lb/web1-root.sock".into()));
-    assert!(config.vault.unencrypted && !config.vault.allow_http && !machine.disks[0].read_only);
+    assert!(
+        config.vault.key == VaultKey::Unencrypted && !config.vault.allow_http && !machine.disks[0].read_only
+    );
 }
 
 #[test]
@@ -105,6 +107,10 @@ fn each_bad_line_is_refused_by_name() {
         (&machine(&disk("root", "/a.img", "socket_mode = \"rw\"")), "no file mode"),
         (&machine(&disk("root", "/a.img", "listen = \"tcp:localhost\"")), "no place to listen at"),
         (&machine(&disk("root", "/a.img", "max_clients = 0")), "max_clients"),
+        ("[proxy]\nmax_connections = 0", "proxy.max_connections"),
+        ("[proxy]\nmax_connections = \"many\"", "invalid type"),
+        ("[proxy]\nhandshake_timeout = 10", "without a unit"),
+        ("[proxy]\nhandshake_timeout = \"1h\"", "proxy.handshake_timeout"),
         ("[tls]\ncert_file = \"/c\"\nkey_file = \"/k\"", "client_ca_file"),
         ("[tls]\ncert_file = \"/c\"\nkey_file = \"k\"\nclient_ca_file = \"/a\"", "tls.key_file"),
         (
@@ -143,11 +149,16 @@ fn a_vault_is_refused_by_its_url_and_its_encryption() {
     let vault = |lines: &str| load(&format!("state_dir = \"/tmp/lb\"\nsite = \"lund\"\n[vault]\n{lines}"));
     let gopher = vault("url = \"gopher://x\"").unwrap_err();
     assert!(gopher.to_string().contains("gopher") && gopher.remedy.contains("s3://"), "{gopher}");
-    let key = vault("url = \"file:///v\"\nkey_file = \"/k\"").unwrap_err();
-    assert!(key.message.contains("key_file") && key.remedy.contains("encryption = \"none\""), "{key}");
     let word = vault("url = \"file:///v\"\nencryption = \"rot13\"").unwrap_err();
     assert!(word.to_string().contains("rot13"), "{word}");
-    assert!(!vault("url = \"file:///v\"").unwrap().vault.unencrypted);
+    let key = |lines: &str| vault(&format!("url = \"file:///v\"\n{lines}")).map(|config| config.vault.key);
+    assert_eq!(key("").unwrap(), VaultKey::Unstated);
+    assert_eq!(key("key_file = \"/k\"").unwrap(), VaultKey::File("/k".into()));
+    assert_eq!(key("passphrase_file = \"/p\"").unwrap(), VaultKey::PassphraseFile("/p".into()));
+    for both in ["key_file = \"/k\"\nencryption = \"none\"", "key_file = \"/k\"\npassphrase_file = \"/p\""] {
+        assert!(key(both).unwrap_err().message.contains("contradict"), "{both}");
+    }
+    assert!(key("key_file = \"k\"").unwrap_err().object.ends_with("vault.key_file"));
 }
 
 #[test]
@@ -206,6 +217,8 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`site`", "the host's name"),
         ("`vault.url`", "file://"),
         ("`vault.encryption`", "\"none\""),
+        ("`vault.key_file`", "32 bytes"),
+        ("`vault.passphrase_file`", "first line"),
         ("`vault.ca_file`", ""),
         ("`vault.credentials_file`", "AWS_SHARED_CREDENTIALS_FILE"),
         ("`vault.limit`", "\"20 MB/s\""),
@@ -216,6 +229,8 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`tls.cert_file`", "PEM"),
         ("`tls.key_file`", "PEM"),
         ("`tls.client_ca_file`", "PEM"),
+        ("`proxy.max_connections`", "1 to 65536"),
+        ("`proxy.handshake_timeout`", "\"10s\""),
         ("`policy.interval`", "\"30s\""),
         ("`policy.retry`", "[\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]"),
         ("`policy.log_limit`", "16 MiB"),

@@ -12,7 +12,9 @@ use uploader::replicate::OnFenced;
 use uploader::store::limit::Hours;
 
 use super::settings::{self, File};
-use super::{Config, DiskConfig, ListenAt, MachineConfig, Policy, VaultConfig, refuse};
+use super::{
+    Config, DiskConfig, ListenAt, MachineConfig, Policy, ProxyConfig, VaultConfig, VaultKey, refuse,
+};
 
 /// Checks `file`, read from `path`, and fills its defaults in.
 pub fn validate(path: &Path, file: File) -> Result<Config> {
@@ -33,12 +35,14 @@ pub fn validate(path: &Path, file: File) -> Result<Config> {
         machines.push(machine(path, &file.state_dir, raw, &general)?);
     }
     let tls = file.tls.map(|raw| tls(path, raw)).transpose()?;
+    let proxy = proxy(path, &file.proxy)?;
     let config = Config {
         file: path.to_owned(),
         state_dir: file.state_dir,
         site,
         vault,
         tls,
+        proxy,
         policy: general,
         machines,
     };
@@ -65,15 +69,7 @@ impl Default for Policy {
 }
 
 fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
-    let unencrypted = match raw.encryption.as_deref() {
-        None => false,
-        Some("none") => true,
-        Some(other) => {
-            let message = format!("encryption = \"{other}\" is unknown");
-            let remedy = "this version does not encrypt; the only value is \"none\"";
-            return Err(refuse(path, "vault.encryption", message, remedy));
-        }
-    };
+    let key = vault_key(path, raw.encryption.as_deref(), raw.key_file, raw.passphrase_file)?;
     if let Some(ca_file) = &raw.ca_file {
         absolute(path, "vault.ca_file", ca_file)?;
     }
@@ -82,7 +78,7 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
     }
     let vault = VaultConfig {
         url: raw.url,
-        unencrypted,
+        key,
         ca_file: raw.ca_file,
         credentials_file: raw.credentials_file,
         allow_http: raw.allow_http,
@@ -98,6 +94,36 @@ fn vault(path: &Path, raw: settings::Vault) -> Result<VaultConfig> {
     };
     crate::vault::check_url(&vault.url).map_err(|error| in_file(path, error))?;
     Ok(vault)
+}
+
+fn vault_key(
+    path: &Path,
+    encryption: Option<&str>,
+    key_file: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+) -> Result<VaultKey> {
+    let file = |key, file: PathBuf| absolute(path, key, &file).map(|()| file);
+    match (encryption, key_file, passphrase_file) {
+        (None, None, None) => Ok(VaultKey::Unstated),
+        (Some("none"), None, None) => Ok(VaultKey::Unencrypted),
+        (None, Some(key), None) => file("vault.key_file", key).map(VaultKey::File),
+        (None, None, Some(words)) => file("vault.passphrase_file", words).map(VaultKey::PassphraseFile),
+        (Some(other), None, None) => {
+            let message = format!("encryption = \"{other}\" is unknown");
+            let remedy =
+                "name a key_file or a passphrase_file, which encrypts; the only value here is \"none\"";
+            Err(refuse(path, "vault.encryption", message, remedy))
+        }
+        _ => {
+            let message = "two of encryption, key_file and passphrase_file contradict each other";
+            Err(refuse(
+                path,
+                "vault",
+                message,
+                "keep one: a key_file, a passphrase_file, or encryption = \"none\"",
+            ))
+        }
+    }
 }
 
 fn tls(path: &Path, raw: settings::Tls) -> Result<TlsFiles> {
@@ -127,6 +153,18 @@ fn thinning(path: &Path, place: &str, raw: &mut settings::Policy, policy: &mut P
         return Err(refuse(path, key("prune_wait"), "is out of range", "from \"1h\" to \"744h\""));
     }
     Ok(())
+}
+
+fn proxy(path: &Path, raw: &settings::Proxy) -> Result<ProxyConfig> {
+    if raw.max_connections.is_some_and(|max| !settings::MAX_CONNECTIONS_RANGE.contains(&max)) {
+        return Err(refuse(path, "proxy.max_connections", "out of range", "from 1 to 65536"));
+    }
+    let handshake_timeout = raw.handshake_timeout.map_or(settings::HANDSHAKE_TIMEOUT, |timeout| timeout.0);
+    if !settings::HANDSHAKE_TIMEOUT_RANGE.contains(&handshake_timeout) {
+        let message = format!("{handshake_timeout:?} is out of range");
+        return Err(refuse(path, "proxy.handshake_timeout", message, "from \"1s\" to \"300s\""));
+    }
+    Ok(ProxyConfig { max_connections: raw.max_connections, handshake_timeout })
 }
 
 fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Result<Policy> {

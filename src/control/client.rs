@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request, Response, body::Incoming};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Serialize;
@@ -19,7 +20,12 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::ErrorBody;
+use super::buffers::Lent;
 
+/// From this length on, an answer is gathered in a buffer that is used again.
+const LONG: u64 = 256 << 10;
+/// No answer that is gathered so is longer.
+const LONGEST: u64 = 1 << 20;
 /// A request that a daemon does not answer within this is given up: it hangs, or its disk does.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Connections kept for reuse.
@@ -119,7 +125,7 @@ impl Client {
         connection.ready().await?;
         let response: Response<Incoming> = connection.send_request(request).await?;
         let success = response.status().is_success();
-        let bytes = response.into_body().collect().await?.to_bytes();
+        let bytes = gather(response.into_body()).await?;
         let mut kept = self.keep();
         if kept.len() < KEPT {
             kept.push(connection);
@@ -172,4 +178,22 @@ impl Client {
         Error::new(Kind::InvalidInput, self.object(), message)
             .remedy("run the same version of lifeboat on both sides")
     }
+}
+
+/// The whole of an answer.
+async fn gather(mut body: Incoming) -> Result<Bytes, hyper::Error> {
+    let told = body.size_hint().exact().filter(|told| (LONG..=LONGEST).contains(told));
+    let Some(told) = told.and_then(|told| usize::try_from(told).ok()) else {
+        return Ok(body.collect().await?.to_bytes());
+    };
+    let (mut buffer, mut filled) = (Lent::new(told), 0);
+    while let Some(frame) = body.frame().await {
+        // What stands behind the data is of no use here.
+        let Ok(data) = frame?.into_data() else { continue };
+        // An exact length is kept to: what is longer or shorter is an error of the connection.
+        let Some(room) = buffer.as_mut().get_mut(filled..filled + data.len()) else { break };
+        room.copy_from_slice(&data);
+        filled += data.len();
+    }
+    Ok(buffer.freeze().slice(..filled))
 }

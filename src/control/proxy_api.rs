@@ -7,6 +7,7 @@ use std::sync::Arc;
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use bytes::Bytes;
 use nbd_proxy::device::Extent;
 use nbd_proxy::machine::Machine;
 use nbd_proxy::tracking::{Cut, CutRequest, MachineInfo, Sync};
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::About;
+use super::buffers::Lent;
 use super::remote::{BeginSync, Done, EndSync, NextRound, Release};
 use super::server::{Refusal, blocking};
 use crate::daemon::exports::Exports;
@@ -151,12 +153,17 @@ async fn data(
     State(served): State<Served>,
     Path((name, disk)): Path<(String, String)>,
     Query(query): Query<DataQuery>,
-) -> Result<Vec<u8>, Refusal> {
+) -> Result<Bytes, Refusal> {
     let machine = served.find(&name)?;
     let DataQuery { offset, len } = query;
     if len > READ_MAX {
         let message = format!("a read of {len} bytes is larger than {READ_MAX}");
         return Err(Error::new(Kind::InvalidInput, format!("disk {disk}"), message).into());
     }
-    blocking(move || machine.read(&disk, offset, len)).await
+    blocking(move || {
+        let mut buffer = Lent::new(usize::try_from(len).unwrap_or_default());
+        machine.read_into(&disk, offset, buffer.as_mut())?;
+        Ok(buffer.freeze())
+    })
+    .await
 }

@@ -41,10 +41,12 @@ impl Exports {
         let names =
             listeners.iter().flat_map(|it| it.exports.iter().map(|export| export.name.clone())).collect();
         let limits = Limits::default();
-        let connections = limits.connections.max(listeners.len() * CONNECTIONS_PER_DISK);
+        let usual = limits.connections.max(listeners.len() * CONNECTIONS_PER_DISK);
+        let connections = config.proxy.max_connections.unwrap_or(usual);
         // All machines may come back at once.
         let handshakes = limits.handshakes.max(listeners.len() * HANDSHAKES_PER_DISK);
-        let server = Server::start(listeners, Limits { connections, handshakes, ..limits })?;
+        let handshake = config.proxy.handshake_timeout;
+        let server = Server::start(listeners, Limits { connections, handshakes, handshake, ..limits })?;
         Ok(Self { server: Mutex::new(Some(server)), names })
     }
 

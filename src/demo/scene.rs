@@ -14,6 +14,7 @@ use nbd_proxy::client::Client;
 use nbd_proxy::{Error, Kind, Result};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::writer::Noise;
 
@@ -55,6 +56,8 @@ impl Scene {
         let scene = Self { dir, keep, daemon: None };
         scene.make_folder("site")?;
         scene.make_folder("vault")?;
+        scene.make_folder("safe")?;
+        scene.make_key()?;
         scene.make_disk()?;
         scene.write_config()?;
         Ok(scene)
@@ -123,7 +126,9 @@ impl Scene {
     pub fn restore(&self, point: &str) -> Result<String> {
         let to = self.dir.join(format!("restored-{point}"));
         let (vault, to_text) = (self.vault_url(), to.display().to_string());
-        self.command(&["restore", MACHINE, "--vault", &vault, "--point", point, "--to", &to_text])?;
+        let key = self.key().display().to_string();
+        let place = ["--vault", &vault, "--key-file", &key, "--to", &to_text];
+        self.command(&[&["restore", MACHINE, "--point", point][..], &place].concat())?;
         let path = to.join("disk.raw");
         let mut file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
         let mut hash = Sha256::new();
@@ -184,14 +189,28 @@ impl Scene {
         write().map_err(|error| Error::io("write", &path, error))
     }
 
+    /// The vault's key, which must survive the site.
+    fn key(&self) -> PathBuf {
+        self.dir.join("safe/vault.key")
+    }
+
+    fn make_key(&self) -> Result<()> {
+        let key = [Uuid::new_v4(), Uuid::new_v4()].map(|half| half.simple().to_string()).concat();
+        let path = self.key();
+        File::create(&path)
+            .and_then(|mut file| file.write_all(key.as_bytes()))
+            .map_err(|error| Error::io("write", &path, error))
+    }
+
     fn write_config(&self) -> Result<()> {
         let site = self.dir.join("site");
         let text = format!(
-            "state_dir = \"{site}/state\"\nsite = \"here\"\n\n[vault]\nurl = \"{vault}\"\nencryption = \"none\"\n\n\
+            "state_dir = \"{site}/state\"\nsite = \"here\"\n\n[vault]\nurl = \"{vault}\"\nkey_file = \"{key}\"\n\n\
              [policy]\ninterval = \"30s\"\n\n[[machine]]\nname = \"{MACHINE}\"\n\n  \
              [[machine.disk]]\n  name = \"disk\"\n  path = \"{site}/disk.img\"\n  listen = \"unix:{socket}\"\n",
             site = site.display(),
             vault = self.vault_url(),
+            key = self.key().display(),
             socket = self.export().display(),
         );
         let path = site.join("lifeboat.toml");

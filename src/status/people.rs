@@ -1,6 +1,7 @@
 //! `status` for people: a line for each machine and each disk, and below them what is wrong and what to do.
 
 use uploader::replicate::Health;
+use uploader::vault::Encryption;
 
 use super::{Disk, Machine, Report};
 use crate::output;
@@ -25,6 +26,11 @@ pub fn people(report: &Report) -> String {
         report.machines.iter().flat_map(|each| each.notes.iter().map(move |note| (each, note)))
     {
         text.push_str(&format!("\n{}: the newest point: {note}", machine.name));
+    }
+    match report.machines.iter().find_map(|machine| machine.encryption) {
+        None => {}
+        Some(Encryption::None) => text.push_str("\nvault: not encrypted"),
+        Some(encryption) => text.push_str(&format!("\nvault: encrypted, {encryption}")),
     }
     for machine in report.machines.iter().filter(|machine| machine.health != Health::Normal) {
         text.push_str(&trouble(machine));

@@ -7,7 +7,7 @@ use super::*;
 
 const STATUS: &str = r#"{"machine": "web1", "health": "normal", "cause": "", "remedy": "", "generation": 1,
     "head": null, "newest": null, "phase": "idle", "activity": "", "sync_cause": "", "next_retry": null,
-    "interval_seconds": 30.0, "counts": {"puts": 0, "gets": 0, "lists": 0, "bytes_up": 0, "bytes_down": 0},
+    "interval_seconds": 30.0, "encryption": "aes-256-gcm", "counts": {"puts": 0, "gets": 0, "lists": 0, "bytes_up": 0, "bytes_down": 0},
     "points": 0,
     "disks": [{"name": "root", "state": "initial", "size": 1000, "bytes_done": 400, "bytes_total": 1000, "bytes_shipped": 400,
                "bytes_undecided": 0, "bytes_unreadable": 0,
@@ -48,7 +48,10 @@ fn the_proxy_says_how_much_waits_and_the_uploader_the_rest() {
     assert_eq!((disk.dirty_bytes, disk.log_bytes), (4096, 8192));
     let text = people(&report);
     assert!(
-        text.contains("40 %") && text.contains("no point yet") && text.contains("4.0 KiB to ship"),
+        text.contains("40 %")
+            && text.contains("vault: encrypted, aes-256-gcm")
+            && text.contains("no point yet")
+            && text.contains("4.0 KiB to ship"),
         "{text}"
     );
 }

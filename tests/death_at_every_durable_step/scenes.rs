@@ -7,8 +7,10 @@ use super::scene::{Role, Scene};
 /// The cheap ones first.
 pub const NAMES: &[&str] = &[
     "protection",
+    "keys, and a vault that is carried",
     "restarts",
     "a full log",
+    "a log folder that goes away",
     "a state that cannot be written",
     "a restore",
     "a pruning",
@@ -19,8 +21,10 @@ pub const NAMES: &[&str] = &[
 pub fn play(name: &str, mut scene: Scene) -> Scene {
     let acts: &[fn(&mut Scene)] = match name {
         "protection" => &[Scene::protect, write_durably, cut, cut, cut_much],
+        "keys, and a vault that is carried" => &[Scene::protect, change_keys, carry],
         "restarts" => &[Scene::protect, kill_the_proxy, close_with_a_long_log],
         "a full log" => &[Scene::protect, fill_the_log, close_without_a_log],
+        "a log folder that goes away" => &[Scene::protect, lose_the_log_folder],
         "a state that cannot be written" => &[Scene::protect, fill_the_log_of_a_disk_whose_state_is_refused],
         "a restore" => &[Scene::protect, restore],
         "a pruning" => &[Scene::protect, prune],
@@ -52,6 +56,48 @@ fn cut_much(scene: &mut Scene) {
     scene.cut();
 }
 
+/// A second key comes and the first goes; under the second all goes on.
+fn change_keys(scene: &mut Scene) {
+    let second = scene.path("second.key").display().to_string();
+    std::fs::write(&second, [2; 32]).expect("a key");
+    if !scene.try_planned(&["vault", "key", "add", "--new-key-file", &second]) {
+        scene.ask(&["vault", "key", "add", "--new-key-file", &second]);
+    }
+    let keys = scene.ask(&["vault", "key", "list"])["keys"].as_array().expect("keys").clone();
+    let first = keys.iter().find(|key| key["used"] == true).expect("what opened it")["id"].clone();
+    let home = scene.path("lifeboat.toml");
+    let config = std::fs::read_to_string(&home).expect("a configuration");
+    std::fs::write(&home, config.replace("vault.key", "second.key")).expect("a configuration");
+    let remove = ["vault", "key", "remove", first.as_str().expect("an id")];
+    if !scene.try_planned(&remove) {
+        let left = scene.ask(&["vault", "key", "list"]);
+        if left.to_string().contains(remove[3]) {
+            scene.ask(&remove);
+        }
+    }
+    scene.kill(Role::Uploader);
+    scene.start(Role::Uploader);
+    cut(scene);
+}
+
+/// What is there goes to another place, where it is the same.
+fn carry(scene: &mut Scene) {
+    cut(scene);
+    let path = |name: &str| scene.path(name).display().to_string();
+    let (from, far, key) = (path("vault"), format!("file://{}", path("far")), path("second.key"));
+    let place = ["--vault", far.as_str(), "--key-file", key.as_str()];
+    let import = [&["vault", "import", from.as_str()][..], &place].concat();
+    if !scene.try_planned(&import) {
+        scene.ask(&import);
+    }
+    let here = scene.ask(&["points", "m"]);
+    assert_eq!(
+        scene.ask(&[&["points", "m"][..], &place].concat()),
+        here,
+        "what was carried is what was there"
+    );
+}
+
 fn kill_the_proxy(scene: &mut Scene) {
     cut(scene);
     scene.write_some(32_768, 4096);
@@ -73,6 +119,19 @@ fn close_with_a_long_log(scene: &mut Scene) {
 
 fn fill_the_log(scene: &mut Scene) {
     scene.overflow();
+    scene.wait_protected();
+    cut(scene);
+}
+
+/// The proxy looks after it every second or two.
+fn lose_the_log_folder(scene: &mut Scene) {
+    cut(scene);
+    std::fs::remove_dir_all(scene.path("lifeboat-logs")).expect("the folder is there");
+    while !scene.path("lifeboat-logs/m/d/state").exists() {
+        scene.write_some(4096, 4096);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    scene.write_some(32_768, 4096);
     scene.wait_protected();
     cut(scene);
 }

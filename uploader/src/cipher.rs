@@ -28,6 +28,9 @@
 //! that is not sealed where it should be is refused, as is the opposite: nobody who writes to the bucket can talk a reader
 //! out of checking.
 
+pub mod ring;
+pub mod wrap;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -42,6 +45,8 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::digest::{Digest, hex};
+
+pub use wrap::{KeyKind, Secret};
 
 /// What stands for the name of a delta.
 pub const DELTA: &str = "delta";
@@ -159,6 +164,11 @@ impl Cipher {
         Self::Aes(Arc::new(key))
     }
 
+    /// Nothing is encrypted.
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
     /// What kind it is.
     pub fn encryption(&self) -> Encryption {
         match self {
@@ -250,11 +260,16 @@ struct ObjectKey {
 impl Units {
     fn of(key: &DataKey, salt: Salt, name: &str) -> Result<Self> {
         let bytes = derive(key.expose(), &salt.0, &[INFO, name.as_bytes()])?;
-        let cipher = UnboundKey::new(&AES_256_GCM, &*bytes).map_err(cannot_seal)?;
+        Self::under(&bytes)
+    }
+
+    /// Units that are sealed under this very key, which nothing else may be.
+    fn under(bytes: &[u8; 32]) -> Result<Self> {
+        let cipher = UnboundKey::new(&AES_256_GCM, bytes).map_err(cannot_seal)?;
         Ok(Self(Some(Arc::new(ObjectKey {
             cipher: LessSafeKey::new(cipher),
             #[cfg(test)]
-            id: Digest::of(&*bytes),
+            id: Digest::of(bytes),
         }))))
     }
 
@@ -336,5 +351,7 @@ fn not_ours(object: &str) -> Error {
     )
 }
 
+#[cfg(test)]
+mod tests;
 #[cfg(test)]
 pub(crate) mod witness;

@@ -1,4 +1,5 @@
-//! A delta or an entry taken apart for people: read from a file, every checksum verified.
+//! A delta or an entry taken apart for people: read from a file, every checksum verified. What is encrypted is shown as far as it
+//! is clear, or wholly if the vault it comes from is at hand, opened with a key.
 
 use std::fmt;
 use std::path::Path;
@@ -8,11 +9,13 @@ use serde::Serialize;
 
 use crate::catalogue::{self, Catalogue};
 use crate::cipher::Named;
+use crate::delta::format::decode_trailer;
 use crate::delta::reader;
 use crate::delta::{Index, IndexRef};
 use crate::digest::hex;
 use crate::keys;
 use crate::point::{self, DeltaRef, EntryKind, Header};
+use crate::vault::Vault;
 
 /// What a file holds.
 #[derive(Clone, Debug, Serialize)]
@@ -24,6 +27,26 @@ pub enum Description {
     Entry(Box<EntrySummary>),
     /// A catalogue.
     Catalogue(Box<Catalogue>),
+    /// An encrypted delta, without the key: its trailer.
+    SealedDelta(SealedDelta),
+    /// An encrypted entry, without the key: its header. That nobody changed it cannot be told.
+    SealedEntry(Box<SealedEntry>),
+}
+
+/// What is clear of an encrypted delta.
+#[derive(Clone, Debug, Serialize)]
+pub struct SealedDelta {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where its index is.
+    pub index: IndexRef,
+}
+
+/// What is clear of an encrypted entry.
+#[derive(Clone, Debug, Serialize)]
+pub struct SealedEntry {
+    /// What it says about itself, unverified.
+    pub header: Header,
 }
 
 /// A delta in numbers.
@@ -65,10 +88,47 @@ pub struct EntrySummary {
     pub embedded: Option<DeltaSummary>,
 }
 
-/// Takes the file at `path` apart.
-pub fn describe(path: &Path) -> Result<Description> {
+/// Takes the file at `path` apart; if it is encrypted, with what opens `vault`.
+pub fn describe(path: &Path, vault: Option<&Vault>) -> Result<Description> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    decode(&Named::plain(&path.display().to_string()), &bytes)
+    let object = path.display().to_string();
+    let Some(vault) = vault.filter(|_| is_sealed(&bytes)) else { return clear(&object, &bytes) };
+    // An entry is bound to its name: that of the file as it lies in a vault, or, of a copy, what its header says. A delta is not.
+    let in_vault = object.rfind(&format!("/{}/", keys::MACHINES)).map(|at| object[at + 1..].to_owned());
+    let key = match in_vault {
+        Some(key) => key,
+        None if bytes.starts_with(&point::MAGIC) => {
+            let header = point::clear_header(&object, &bytes)?;
+            keys::line_entry(&keys::line_folder(&header.machine), header.number)
+        }
+        None => String::new(),
+    };
+    decode(&Named { cipher: vault.cipher.clone(), key, object }, &bytes)
+}
+
+/// Whether `bytes` begin as an encrypted delta, entry or catalogue does.
+pub fn is_sealed(bytes: &[u8]) -> bool {
+    let magics = [point::MAGIC, crate::delta::format::MAGIC, catalogue::MAGIC];
+    magics.iter().any(|magic| bytes.starts_with(magic)) && bytes.get(7) == Some(&2)
+}
+
+/// Takes `bytes` apart as far as that goes without a key.
+fn clear(object: &str, bytes: &[u8]) -> Result<Description> {
+    if !is_sealed(bytes) {
+        return decode(&Named::plain(object), bytes);
+    }
+    if bytes.starts_with(&point::MAGIC) {
+        let header = point::clear_header(object, bytes)?;
+        return Ok(Description::SealedEntry(Box::new(SealedEntry { header })));
+    }
+    if bytes.starts_with(&catalogue::MAGIC) {
+        let remedy = "name the vault and its key, and the file by the name that it has in the vault";
+        return Err(Error::new(Kind::Denied, object, "is an encrypted catalogue").remedy(remedy));
+    }
+    let trailer = bytes.last_chunk::<64>().map(|trailer| &trailer[..]).unwrap_or_default();
+    let (_, index) = decode_trailer(trailer)
+        .map_err(|what| Error::corrupt(object, format!("cannot read the delta: {what}")))?;
+    Ok(Description::SealedDelta(SealedDelta { size: bytes.len() as u64, index }))
 }
 
 /// Takes the object `named` apart. Takes arbitrary bytes.
@@ -83,7 +143,7 @@ pub fn decode(named: &Named, bytes: &[u8]) -> Result<Description> {
             let (header, deltas) = (entry.header, entry.deltas);
             Ok(Description::Entry(Box::new(EntrySummary { header, deltas, embedded })))
         }
-        Some(start) if *start == catalogue::MAGIC[..7] => {
+        Some(start) if *start == catalogue::MAGIC => {
             catalogue::decode(named, bytes).map(|catalogue| Description::Catalogue(Box::new(catalogue)))
         }
         _ => {
@@ -116,6 +176,15 @@ impl fmt::Display for Description {
             Self::Delta(delta) => delta.fmt(f),
             Self::Entry(entry) => entry.fmt(f),
             Self::Catalogue(catalogue) => catalogue.fmt(f),
+            Self::SealedDelta(delta) => {
+                let place = format!("{} bytes at {}", delta.index.len, delta.index.offset);
+                writeln!(f, "encrypted delta: {} bytes, of them an index of {place}", delta.size)?;
+                f.write_str(WITHOUT)
+            }
+            Self::SealedEntry(entry) => {
+                write_header(f, &entry.header)?;
+                f.write_str(WITHOUT)
+            }
         }
     }
 }
@@ -161,26 +230,33 @@ impl fmt::Display for Catalogue {
     }
 }
 
+const WITHOUT: &str = "the rest is encrypted, and nothing of this is verified: name the vault and its key";
+
+fn write_header(f: &mut fmt::Formatter<'_>, header: &Header) -> fmt::Result {
+    let what = if header.is_point() { "point" } else { "claim" };
+    let what = if header.kind == EntryKind::Application { "application-consistent point" } else { what };
+    writeln!(f, "{what} {} of {}, {} on host {}", header.id(), header.machine, header.time, header.host)?;
+    writeln!(f, "writer: {}", header.writer)?;
+    if let Some(parent) = header.parent {
+        writeln!(f, "parent: {parent}")?;
+    }
+    if let Some(group) = &header.group {
+        writeln!(f, "group {}: cut {} of {}", group.name, group.cut, group.members.join(", "))?;
+    }
+    for disk in &header.disks {
+        let whole = if disk.whole { ", whole" } else { "" };
+        writeln!(f, "disk {}: {} bytes{whole}, tracking {}", disk.name, disk.size, disk.tracking)?;
+        for gap in &disk.unreadable {
+            writeln!(f, "  {} bytes at {} could not be read", gap.len, gap.offset)?;
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Display for EntrySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let header = &self.header;
-        let what = if header.is_point() { "point" } else { "claim" };
-        let what = if header.kind == EntryKind::Application { "application-consistent point" } else { what };
-        writeln!(f, "{what} {} of {}, {} on host {}", header.id(), header.machine, header.time, header.host)?;
-        writeln!(f, "writer: {}", header.writer)?;
-        if let Some(parent) = header.parent {
-            writeln!(f, "parent: {parent}")?;
-        }
-        if let Some(group) = &header.group {
-            writeln!(f, "group {}: cut {} of {}", group.name, group.cut, group.members.join(", "))?;
-        }
-        for disk in &header.disks {
-            let whole = if disk.whole { ", whole" } else { "" };
-            writeln!(f, "disk {}: {} bytes{whole}, tracking {}", disk.name, disk.size, disk.tracking)?;
-            for gap in &disk.unreadable {
-                writeln!(f, "  {} bytes at {} could not be read", gap.len, gap.offset)?;
-            }
-        }
+        write_header(f, header)?;
         for delta in &self.deltas {
             let name = delta.name.as_ref().map(|name| keys::delta(&header.machine, name));
             let name = name.unwrap_or_else(|| "embedded".to_owned());

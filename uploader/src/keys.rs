@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! lifeboat.json                                 the vault's marker
+//! keys/<16 hex>.json                            the vault's data key, wrapped for one secret
 //! machines/<machine>/line/<n, 20 digits>        entry n of the machine's line: a point or a claim
 //! machines/<machine>/deltas/<n, 20 digits>-<32 hex>   a delta made for entry n; the hex digits are random
 //! machines/<machine>/branches/<g, 20 digits>-<32 hex>/<n, 20 digits>   entry n of a branch: what the writer of generation g, whose
@@ -31,6 +32,9 @@ use crate::cipher::Salt;
 /// The vault's marker.
 pub const MARKER: &str = "lifeboat.json";
 
+/// The folder of wrapped data keys.
+pub const KEYS: &str = "keys";
+
 /// The folder that holds one folder for each machine.
 pub const MACHINES: &str = "machines";
 
@@ -45,6 +49,16 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
         return Err(Error::new(Kind::InvalidInput, name, message).remedy(remedy));
     }
     Ok(())
+}
+
+/// The name of the wrapped key `id`.
+pub fn wrapped_key(id: &str) -> String {
+    format!("{KEYS}/{id}.json")
+}
+
+/// The folder of a machine.
+pub fn machine_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}")
 }
 
 /// The folder of a machine's line.

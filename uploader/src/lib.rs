@@ -32,6 +32,7 @@ pub mod prune;
 pub mod replicate;
 pub mod restore;
 pub mod retention;
+pub mod seed;
 pub mod source;
 pub mod store;
 pub mod usage;

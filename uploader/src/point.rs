@@ -275,6 +275,14 @@ pub fn mark(object: &str, start: &[u8]) -> Result<Digest> {
     decode_prefix(start).map(|prefix| prefix.mark).map_err(|what| unreadable(object, what))
 }
 
+/// The header in an entry's first bytes, unchecked: for those who have no key.
+pub fn clear_header(object: &str, start: &[u8]) -> Result<Header> {
+    let prefix = decode_prefix(start).map_err(|what| unreadable(object, what))?;
+    let header = start.get(prefix.end..prefix.end + prefix.header);
+    let header = header.ok_or_else(|| unreadable(object, "its header is cut off"))?;
+    serde_json::from_slice(header).map_err(|e| unreadable(object, &format!("its header: {e}")))
+}
+
 /// Reads the header out of the first bytes of the entry `named`.
 pub fn decode_header(named: &Named, start: &[u8]) -> Result<Header> {
     let prefix = decode_prefix(start).map_err(|what| unreadable(&named.object, what))?;

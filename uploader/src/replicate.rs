@@ -54,7 +54,7 @@ use crate::keys::PointId;
 use crate::point::EntryKind;
 use crate::source::Source;
 use crate::store::StoreConfig;
-use crate::vault::{Encryption, Vault};
+use crate::vault::{Protection, Vault};
 
 pub use crate::clock::Clock;
 pub use status::{DiskState, DiskStatus, Health, Phase, Status};
@@ -132,10 +132,10 @@ pub fn default_gaps() -> Vec<Duration> {
 pub type Connect = Box<dyn Fn() -> BoxFuture<'static, Result<Vault>> + Send + Sync>;
 
 /// Opens, or makes, the vault that `config` names.
-pub fn connect_to(config: StoreConfig, encryption: Encryption) -> Connect {
+pub fn connect_to(config: StoreConfig, protection: Protection) -> Connect {
     Box::new(move || {
-        let config = config.clone();
-        Box::pin(async move { Vault::open_or_create(&config, encryption).await })
+        let (config, protection) = (config.clone(), protection.clone());
+        Box::pin(async move { Vault::open_or_create(&config, &protection).await })
     })
 }
 

@@ -14,7 +14,7 @@ use crate::blockmap::{self, BlockMap, Held};
 use crate::cipher::{Cipher, DataKey};
 use crate::keys::PointId;
 use crate::store::Store;
-use crate::vault::{Encryption, Vault};
+use crate::vault::{Protection, Vault};
 
 pub(crate) use clocked::Clocked;
 pub(crate) use faults::{Ask, Fault, Faulty};
@@ -65,6 +65,13 @@ pub(crate) fn between_reads(disk: &str) {
     hook.into_iter().for_each(|hook| hook());
 }
 
+/// The most memory that this process ever held, in bytes.
+pub(crate) fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    most.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
 /// A vault in memory, encrypted as vaults should be.
 pub(crate) async fn memory_vault() -> Vault {
     vault_in(Arc::new(InMemory::new())).await
@@ -76,7 +83,7 @@ pub(crate) fn test_cipher() -> Cipher {
 }
 
 pub(crate) async fn vault_in(store: Arc<dyn object_store::ObjectStore>) -> Vault {
-    let vault = Vault::at_or_create(Store::new(store, "memory://test"), Encryption::None).await.unwrap();
+    let vault = Vault::at_or_create(Store::new(store, "memory://test"), &Protection::None).await.unwrap();
     Vault { cipher: test_cipher(), ..vault }
 }
 

@@ -5,7 +5,9 @@
 //! first takes its own bytes and then looks whether somebody holds a byte that conflicts; both sides do both, so at least one of two
 //! simultaneous openers sees the other. The locks belong to the descriptor that does the I/O and die with it: a kill -9 leaves none.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -50,7 +52,7 @@ pub fn take(file: &File, path: &Path, access: Access) -> Result<()> {
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))
             .map_err(|error| Error::io("look at the locks of the disk", path, std::io::Error::from(error)))?;
         if i32::from(lock.l_type) != libc::F_UNLCK {
-            return Err(in_use(path));
+            return Err(in_use(path, holder(file)));
         }
     }
     if access == Access::ReadWrite && is_block_device(file) {
@@ -59,13 +61,32 @@ pub fn take(file: &File, path: &Path, access: Access) -> Result<()> {
     Ok(())
 }
 
-fn in_use(path: &Path) -> Error {
-    Error::new(
-        Kind::InUse,
-        path.display().to_string(),
-        "cannot lock the disk: another process (QEMU, qemu-nbd or another Lifeboat) has it open",
-    )
-    .remedy("stop the VM or tool that uses the image directly, and attach it through Lifeboat's export")
+fn in_use(path: &Path, holder: Option<String>) -> Error {
+    let holder = holder.unwrap_or_else(|| "another process (QEMU, qemu-nbd or another Lifeboat)".to_owned());
+    Error::new(Kind::InUse, path.display().to_string(), format!("cannot lock the disk: {holder} has it open"))
+        .remedy("stop the VM or tool that uses the image directly, and attach it through Lifeboat's export")
+}
+
+/// Who holds lock bytes of the file, as far as this user may see. The kernel does not say who holds these locks, but each descriptor
+/// says which locks it has.
+fn holder(file: &File) -> Option<String> {
+    let ours = file.metadata().ok()?;
+    let myself = (std::process::id().to_string(), file.as_raw_fd().to_string());
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let pid = process.file_name().to_string_lossy().into_owned();
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let fd = descriptor.file_name().to_string_lossy().into_owned();
+            let same = fs::metadata(descriptor.path())
+                .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
+            let info = || fs::read_to_string(process.path().join("fdinfo").join(&fd)).unwrap_or_default();
+            if same && (&pid, &fd) != (&myself.0, &myself.1) && info().contains("OFDLCK") {
+                let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+                return Some(format!("process {pid} ({})", name.trim_end()));
+            }
+        }
+    }
+    None
 }
 
 /// A mounted block device, or one that is part of an array, refuses an exclusive open.
@@ -73,7 +94,7 @@ fn exclude_mounts(path: &Path) -> Result<()> {
     use rustix::fs::{Mode, OFlags};
     match rustix::fs::open(path, OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
         Ok(_) => Ok(()),
-        Err(rustix::io::Errno::BUSY) => Err(in_use(path)),
+        Err(rustix::io::Errno::BUSY) => Err(in_use(path, None)),
         Err(error) => Err(Error::io("open the block device exclusively", path, error.into())),
     }
 }

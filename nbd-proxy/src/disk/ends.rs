@@ -15,6 +15,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
@@ -27,24 +28,27 @@ const SUMMED: usize = 24;
 /// The open file.
 #[derive(Debug)]
 pub struct Ends {
-    file: File,
+    file: Mutex<Arc<File>>,
     path: PathBuf,
 }
 
 impl Ends {
     /// Opens or makes the file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = durable::open_or_create(Step::EndsMade, path).map_err(|error| {
-            Error::io("open the ends of the log", path, error)
-                .remedy("the folder of the change log (log_dir) must exist and be writable")
-        })?;
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self { file: Mutex::new(Arc::new(open(path)?)), path: path.to_owned() })
+    }
+
+    /// Makes the file again at its path, empty.
+    pub fn remake(&self) -> Result<()> {
+        let file = Arc::new(open(&self.path)?);
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file;
+        Ok(())
     }
 
     /// The lowest and the highest number of the segments of `tracking` that must be there; `None` if that cannot be told.
     pub fn of(&self, tracking: Uuid) -> Option<(u64, u64)> {
         let mut cells = [0; 2 * CELL];
-        self.file.read_exact_at(&mut cells, 0).ok()?;
+        self.file().read_exact_at(&mut cells, 0).ok()?;
         let (first, last) = cells.split_at(CELL);
         Some((decode(first, tracking)?, decode(last, tracking)?))
     }
@@ -61,8 +65,12 @@ impl Ends {
 
     /// Makes durable what was written.
     pub fn sync(&self) -> Result<()> {
-        durable::sync(Step::EndsClosed, &self.file)
+        durable::sync(Step::EndsClosed, &self.file())
             .map_err(|error| Error::io("sync the ends of the log", &self.path, error))
+    }
+
+    fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn write(&self, at: u64, tracking: Uuid, number: u64) -> Result<()> {
@@ -71,10 +79,17 @@ impl Ends {
         cell[16..SUMMED].copy_from_slice(&number.to_le_bytes());
         let crc = crc32c::crc32c(&cell[..SUMMED]);
         cell[SUMMED..28].copy_from_slice(&crc.to_le_bytes());
-        self.file
+        self.file()
             .write_all_at(&cell, at)
             .map_err(|error| Error::io("write the ends of the log", &self.path, error))
     }
+}
+
+fn open(path: &Path) -> Result<File> {
+    durable::open_or_create(Step::EndsMade, path).map_err(|error| {
+        Error::io("open the ends of the log", path, error)
+            .remedy("the folder of the change log (log_dir) must exist and be writable")
+    })
 }
 
 fn decode(cell: &[u8], tracking: Uuid) -> Option<u64> {

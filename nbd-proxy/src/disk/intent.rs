@@ -69,13 +69,19 @@ impl Regions {
 
     /// Adds every region that `range` touches.
     pub fn add(&mut self, range: &Range<u64>) {
-        let touched = self.touched(range);
-        self.bits[touched].fill(true);
+        match self.touched(range) {
+            // Almost every write touches one region only.
+            touched if touched.len() == 1 => self.bits.set(touched.start, true),
+            touched => self.bits[touched].fill(true),
+        }
     }
 
     /// Whether every region that `range` touches is in the set.
     pub fn covers(&self, range: &Range<u64>) -> bool {
-        self.bits[self.touched(range)].all()
+        match self.touched(range) {
+            touched if touched.len() == 1 => self.bits[touched.start],
+            touched => self.bits[touched].all(),
+        }
     }
 
     /// The set as consecutive ranges of bytes; the last may reach past the end of the disk.
@@ -128,7 +134,9 @@ impl Regions {
 
     fn touched(&self, range: &Range<u64>) -> Range<usize> {
         let place = |region: u64| usize::try_from(region).unwrap_or(usize::MAX).min(self.bits.len());
-        place(range.start / self.region)..place(range.end.div_ceil(self.region))
+        // A power of two.
+        let shift = self.region.trailing_zeros();
+        place(range.start >> shift)..place((range.end + self.region - 1) >> shift)
     }
 
     fn range(&self, index: usize) -> Range<u64> {
@@ -236,6 +244,11 @@ impl Intent {
         let around = 1usize << (self.misses / BURST).min(DOUBLINGS);
         let end = touched.end.next_multiple_of(around).min(self.known.bits.len());
         self.wanted.bits[touched.start / around * around..end].fill(true);
+    }
+
+    /// Somebody is saving it.
+    pub fn is_saving(&self) -> bool {
+        self.saving
     }
 
     /// Takes the turn to save, and what is to be saved at `now`; none if somebody is at it.

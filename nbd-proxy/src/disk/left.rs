@@ -12,6 +12,7 @@ use super::ends::Ends;
 use super::state::DiskState;
 use super::verdict::Verdict;
 use crate::bitmap::DirtyBitmap;
+use crate::log::Ending;
 use crate::log::folder::Folder;
 use crate::tracking::SegmentRef;
 use crate::{Error, Kind, Result};
@@ -96,10 +97,14 @@ impl Place<'_> {
             dirty: DirtyBitmap::new(self.size),
             unsure: Vec::new(),
         };
+        let mut torn = 0;
         for mut reader in self.folder.segments()? {
             let header = reader.header().clone();
             let path = reader.path().to_owned();
-            if header.disk != self.disk || header.tracking != tracking {
+            if header.disk != self.disk {
+                return Err(Error::corrupt(path.display().to_string(), "the segment is of another disk"));
+            }
+            if header.tracking != tracking {
                 self.folder.retire(&path)?;
                 continue;
             }
@@ -111,6 +116,15 @@ impl Place<'_> {
                 }
             }
             let object = path.display().to_string();
+            match reader.ending(self.folder.segment_bytes())? {
+                Ending::Clean => {}
+                Ending::Damaged(why) => return Err(Error::corrupt(object, why)),
+                Ending::Torn(extents) => {
+                    extents.iter().for_each(|(start, end)| found.dirty.mark(*start, end - start));
+                    found.unsure.extend(extents);
+                    torn = header.segment;
+                }
+            }
             if reader.records() < applied {
                 let have = reader.records();
                 return Err(Error::corrupt(object, format!("{have} readable records of at least {applied}")));
@@ -128,7 +142,8 @@ impl Place<'_> {
         }
         self.check_ends(tracking, &found.segments)?;
         // An empty one with a later segment behind it stays: its first record was still being written when later ones were complete.
-        while let Some(empty) = found.segments.pop_if(|last| last.records == 0) {
+        // So does one with torn records, until what they were about is read back.
+        while let Some(empty) = found.segments.pop_if(|last| last.records == 0 && last.segment != torn) {
             found.empty.push((empty.segment, empty.path));
         }
         let first_empty = found.empty.last().map_or(1, |(number, _)| *number);

@@ -4,7 +4,7 @@
 //! the map cannot be saved, the disk goes on without it only when the next open will know: that is a change of mode, made durable
 //! like the others (`switch`), and writes wait for it.
 //!
-//! [`TrackedDisk::tick`] is called every second or two: it renews the stamp while writes go on, so that they need not, and clears what need not be marked any more.
+//! [`TrackedDisk::tick`] is called every second or two: it looks after the folder (`relocate`), renews the stamp while writes go on, so that they need not, and clears what need not be marked any more.
 
 use std::io;
 use std::ops::Range;
@@ -81,6 +81,7 @@ impl TrackedDisk {
 
     /// Regular work; call it every second or two. `now` is monotonic.
     pub(crate) fn tick(&self, now: Instant) {
+        self.watch_folder();
         let clear = {
             let mut tracker = self.lock();
             let due = tracker.last_clear.is_none_or(|last| now.duration_since(last) >= CLEAR_EVERY);
@@ -148,6 +149,21 @@ impl TrackedDisk {
         if let Err(error) = self.save(&state) {
             tracing::error!(disk = self.label(), %error, "the failed sync cannot be recorded");
         }
+    }
+}
+
+#[cfg(feature = "measure")]
+impl TrackedDisk {
+    /// Goes on without an intent map, which is durably known: what it costs can be measured so. A sync that begins restores it.
+    ///
+    /// # Errors
+    /// That cannot be made durable.
+    pub fn forgo_intent_map(&self) -> crate::Result<()> {
+        let mut tracker = self.lock_for_saving();
+        tracker.intent.set_trust(super::intent::Trust::Forgone);
+        let state = self.take_turn(&mut tracker);
+        self.unlock(tracker);
+        self.save(&state)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Files and their questions: `write` — what happens to a request; `switch` — how logging stops and starts again; `mark` — how
 //! the intent map is kept ahead of the writes; `power` — what a backing loses that is not here; `recover`, `verdict` and `left` — what an
-//! open finds after a crash; `tracker` and `intent` — the state behind them, without I/O. `state`, `intent::file`, `ends`,
-//! `bitmap_file`, `sample` and `void` are what survives a restart.
+//! open finds after a crash; `tracker` and `intent` — the state behind them, without I/O. `state` and `intent::file` (both over `slots`),
+//! `ends`, `bitmap_file`, `sample` and `void` are what survives a restart; `relocate` — what if their folder goes away.
 //!
 //! Invariants, each with the test that holds it:
 //! * An acknowledged write is on the backing and has a record, or is marked in a bitmap of an unlogged stretch
@@ -21,7 +21,9 @@ mod mark;
 mod power;
 mod ranges;
 mod recover;
+mod relocate;
 mod sample;
+mod slots;
 mod state;
 mod switch;
 mod tracker;
@@ -30,6 +32,7 @@ mod void;
 mod watermark;
 mod write;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -48,6 +51,9 @@ use crate::log::format::Header;
 use crate::tracking::{CutDisk, DiskInfo};
 use crate::{Error, Kind, Result};
 
+/// Why a log ends that has taken what it may.
+const LIMIT: &str = "the change log reached its limit (log_limit)";
+
 /// A disk of a machine, open and tracked.
 #[derive(Debug)]
 pub struct TrackedDisk {
@@ -59,6 +65,8 @@ pub struct TrackedDisk {
     state: StateFile,
     intent: IntentFile,
     void: Option<Void>,
+    /// A place that the next open may read says what does not count any more, and could not be told so: the note beside the image stays.
+    forsaken: AtomicBool,
     /// Random, made when the disk was first opened.
     id: Uuid,
     /// The host's boot.
@@ -108,7 +116,21 @@ impl TrackedDisk {
 
     /// Makes sure of that. Called before the cut, while writes go on.
     pub(crate) fn prepare_cut(&self) -> Result<()> {
-        if self.is_prepared() { Ok(()) } else { self.make_spare() }
+        if self.is_prepared() {
+            return Ok(());
+        }
+        // Cuts that are not released take segments too, however little was written.
+        let cause = if self.lock().is_over_limit() {
+            LIMIT.to_owned()
+        } else {
+            let Err(error) = self.make_spare() else { return Ok(()) };
+            format!("no new log segment: {error}")
+        };
+        // Without another segment no cut can ever be taken of this log.
+        if let Err(error) = self.stop_logging(&cause) {
+            tracing::error!(disk = self.label(), %error, "the broken log could not be marked as such");
+        }
+        Err(self.not_logged(&self.lock()))
     }
 
     /// Waits until everything before `boundary` is on the backing, and lists it.

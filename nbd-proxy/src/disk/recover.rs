@@ -16,7 +16,8 @@
 //! | clean, of a disk without a change time, and a sample differs | changed outside | new stretch, whole sync |
 //! | not clean, and the intent map is not kept or not readable | nothing tells where the disk may differ | new stretch, whole sync |
 //! | a log or a saved bitmap that should go on, and is not whole | its blocks lie in the marked regions | new stretch, marked regions; whole sync if the map is not readable |
-//! | the newest record of the state damaged under the same boot | no kill does that | new stretch, whole sync |
+//! | a state file that is lost or damaged | no crash does that | new stretch, whole sync |
+//! | a state file or an intent map of a newer version | it may say what we do not know | refused |
 //! | smaller than before | somebody cut it short | refused |
 //!
 //! *Marked regions*: every byte that may differ from any point the vault may hold under one of the state's `bases` lies in a region
@@ -34,6 +35,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex};
 
 use uuid::Uuid;
@@ -104,17 +106,17 @@ impl TrackedDisk {
     ) -> Result<Self> {
         let dir = folder_of(machine, settings)?;
         let size = backing.size();
+        let was_used = is_used(&dir)?;
         let (state_file, was) = StateFile::open(&dir.join("state"))?;
         let id = was.state.as_ref().map_or_else(Uuid::new_v4, |state| state.disk);
         let (intent_file, marks) = IntentFile::open(&dir.join("intent"), id, size)?;
         let void = backing.file().and_then(Void::beside);
         let noted = void.as_ref().map(Void::read).transpose()?.flatten();
-        let limit = settings.log_limit.unwrap_or((size / 2).min(LOG_CEILING));
+        let limit = settings.log_limit.unwrap_or_else(|| default_log_limit(size));
         let segment_bytes = (limit / 8).clamp(SEGMENT_FLOOR, SEGMENT_CEILING) & !4095;
         let folder = Folder::open(&dir, segment_bytes)?;
         let ends = Ends::open(&dir.join("ends"))?;
         let era = Era::now(boot, [backing.path(), &dir]);
-        let marks = marks.sound(was.state.as_ref().is_some_and(|state| state.boot == era.boot));
         let verdict = judge(&was, noted, &*backing, &era, marks.as_ref())?;
         let marks = marks.filter(|_| was.state.as_ref().is_some_and(|state| state.intent));
         let place = Place { folder: &folder, ends: &ends, disk: id, size };
@@ -137,6 +139,7 @@ impl TrackedDisk {
             state: state_file,
             intent: intent_file,
             void,
+            forsaken: AtomicBool::new(false),
             id,
             boot: era.boot,
             mount: era.mount,
@@ -145,7 +148,7 @@ impl TrackedDisk {
             changed: Condvar::new(),
             backing,
         };
-        if let (Verdict::Anew(cause), true) = (&verdict, was.known) {
+        if let (Verdict::Anew(cause), true) = (&verdict, was_used) {
             tracing::warn!(disk = disk.label(), cause, "tracking starts anew; the whole disk will be synced");
         }
         disk.take_up(left, was.state.filter(|_| !anew))?;
@@ -196,7 +199,7 @@ impl TrackedDisk {
         if !logged {
             self.folder.retire_all()?;
         }
-        self.void.as_ref().map_or(Ok(()), Void::lift)
+        self.lift_void()
     }
 
     fn save_marks_at_open(&self) -> Result<()> {
@@ -209,6 +212,7 @@ impl TrackedDisk {
 
     /// Makes everything durable and says so, after the last request. The next open goes on where this one stopped.
     pub(crate) fn close(&self) -> Result<()> {
+        self.watch_folder();
         let on = self.backing.path();
         self.sync_backing().map_err(|error| Error::io("sync the disk", on, error))?;
         let mut tracker = self.lock_for_saving();
@@ -246,7 +250,7 @@ impl TrackedDisk {
         state.clean = true;
         state.image = self.backing.identity()?;
         state.afar.sample = self.sample();
-        self.state.write(&state)
+        self.record(&state)
     }
 
     fn resume_log(&self, found: FoundLog, sync: Option<SyncScope>) -> Result<()> {
@@ -305,6 +309,17 @@ impl TrackedDisk {
         let header = Header { log: self.log, segment, disk: self.id, tracking, size: self.backing.size() };
         self.folder.create(header).map(SegmentWriter::over)
     }
+}
+
+/// Of a disk of `size` bytes.
+pub(super) fn default_log_limit(size: u64) -> u64 {
+    (size / 2).min(LOG_CEILING)
+}
+
+/// Whether something was ever recorded in the disk's own folder: then it is no new disk, whatever is missing now.
+fn is_used(dir: &Path) -> Result<bool> {
+    let entries = fs::read_dir(dir).map_err(|error| Error::io("list the log folder", dir, error))?;
+    Ok(entries.flatten().any(|entry| entry.metadata().is_ok_and(|meta| meta.len() > 0)))
 }
 
 /// Sorted, and joined where they touch: a hot block is read back once.

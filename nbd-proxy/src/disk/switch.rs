@@ -36,7 +36,6 @@ use super::TrackedDisk;
 use super::intent::Trust;
 use super::state::{Afar, DiskState};
 use super::tracker::{Mode, Syncing, Tracker};
-use super::void::Void;
 use crate::device::Extent;
 use crate::log::format::MAX_DATA;
 use crate::tracking::{Round, Sync, SyncScope};
@@ -68,7 +67,7 @@ impl TrackedDisk {
         let cause = tracker.cause.clone();
         // Those who wait for an earlier record of the dropped log need wait no longer.
         self.unlock(tracker);
-        let saved = self.state.write(&state).or_else(|error| self.void(&error));
+        let saved = self.record(&state).or_else(|error| self.void(&error));
         let mut tracker = self.lock();
         tracker.saving = false;
         tracker.mode = if saved.is_ok() { Mode::Unlogged } else { Mode::Broken };
@@ -92,7 +91,7 @@ impl TrackedDisk {
     }
 
     /// The state cannot be written: says beside the image that it is void, which the next open reads first.
-    fn void(&self, why: &Error) -> Result<()> {
+    pub(super) fn void(&self, why: &Error) -> Result<()> {
         let void = self.void.as_ref().ok_or_else(|| Error::new(why.kind, &why.object, &why.message))?;
         tracing::error!(disk = self.label(), error = %why, "tracking cannot be recorded; that is noted beside the image");
         void.declare(&why.to_string())
@@ -171,7 +170,7 @@ impl TrackedDisk {
         };
         self.unlock(tracker);
         self.save(&state)?;
-        self.void.as_ref().map_or(Ok(()), Void::lift)?;
+        self.lift_void()?;
         // What was written before we looked may be in the page cache only: a copy of it must not outlive it unmarked.
         if whole && self.sync_backing().is_err() {
             self.mark_all().map_err(|error| Error::io("mark all regions of", self.backing.path(), error))?;
@@ -218,20 +217,19 @@ impl TrackedDisk {
     }
 
     /// See [`crate::machine::Machine::read`].
-    pub(crate) fn read_live(&self, offset: u64, len: u32) -> Result<Vec<u8>> {
-        let fits = offset.checked_add(u64::from(len)).is_some_and(|end| end <= self.backing.size());
-        if !fits || u64::from(len) > MAX_DATA {
+    pub(crate) fn read_live(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len() as u64;
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.backing.size());
+        if !fits || len > MAX_DATA {
             return Err(Error::new(
                 Kind::InvalidInput,
                 self.label(),
                 format!("cannot read {len} bytes at {offset}"),
             ));
         }
-        let mut buf = vec![0; usize::try_from(len).unwrap_or(0)];
-        self.backing.read(&mut buf, offset).map_err(|error| {
+        self.backing.read(buf, offset).map_err(|error| {
             Error::io(&format!("read {len} bytes at {offset} of"), self.backing.path(), error)
-        })?;
-        Ok(buf)
+        })
     }
 
     /// See [`crate::machine::Machine::end_sync`].
@@ -319,7 +317,7 @@ impl TrackedDisk {
     }
 
     pub(super) fn save(&self, state: &DiskState) -> Result<()> {
-        let saved = self.state.write(state);
+        let saved = self.record(state);
         let mut tracker = self.lock();
         tracker.saving = false;
         self.unlock(tracker);

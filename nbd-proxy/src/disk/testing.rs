@@ -70,7 +70,7 @@ impl TrackedDisk {
     /// The first half of a write: it has its room and its record, and nothing of it is on the backing.
     pub fn begin_write(&self, offset: u64, data: &[u8]) -> HalfWritten {
         let half = self.take_room(offset, data);
-        self.record(&half);
+        self.append_record(&half);
         half
     }
 
@@ -90,7 +90,7 @@ impl TrackedDisk {
     }
 
     /// The second quarter: it has its record.
-    pub fn record(&self, half: &HalfWritten) {
+    pub fn append_record(&self, half: &HalfWritten) {
         let HalfWritten { room, offset, data, .. } = half;
         let entry = Entry { offset: *offset, len: data.len() as u64, data: Some(data) };
         room.file.append(room.at, room.first, &[entry]).unwrap();
@@ -128,7 +128,7 @@ pub struct HalfWritten {
 }
 
 /// What a vault would hold: the disks, built from copies and records alone.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Replica {
     /// Disk name to bytes, for comparison with images.
     pub disks: BTreeMap<String, Vec<u8>>,

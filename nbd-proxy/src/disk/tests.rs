@@ -1,7 +1,10 @@
 //! The tracked disk keeps its promises, one disk at a time.
 
 mod afar;
+mod damage;
+mod folder;
 mod guards;
+mod marks;
 mod power;
 mod rounds;
 

@@ -435,6 +435,11 @@ impl Tracker {
         found.filter(|_| reservation.epoch == self.epoch)
     }
 
+    /// Whether a cut has taken the segment that may stand ready beyond the limit: there must be no other.
+    pub fn is_over_limit(&self) -> bool {
+        self.allocated() > self.limit.max(self.segment_bytes)
+    }
+
     /// Space that the segments take or were promised.
     fn allocated(&self) -> u64 {
         let finished: u64 = self.finished.values().map(|segment| segment.bytes.max(self.segment_bytes)).sum();

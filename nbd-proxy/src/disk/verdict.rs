@@ -83,10 +83,6 @@ pub fn judge(
             state.image.size, now.size
         )));
     }
-    // A power loss tears only a record that nobody relied on yet; a kill tears none.
-    if was.damaged && state.boot == era.boot {
-        return anew(DAMAGED);
-    }
     let rebooted = state.boot != era.boot;
     if state.clean {
         return Ok(judge_clean(state, backing, rebooted));

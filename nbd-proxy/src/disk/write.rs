@@ -21,10 +21,10 @@ use std::ops::Range;
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::TrackedDisk;
 use super::mark::unix_now;
 use super::ranges::Ticket;
 use super::tracker::{Mode, Reservation, Reserve};
+use super::{LIMIT, TrackedDisk};
 use crate::device::{BlockDevice, Capabilities, Extent, Write, ZeroMode};
 use crate::log::format::MAX_DATA;
 use crate::log::segment::Entry;
@@ -203,7 +203,7 @@ impl TrackedDisk {
                 }
                 Reserve::Full => {
                     self.unlock(tracker);
-                    Some("the change log reached its limit (log_limit)".to_owned())
+                    Some(LIMIT.to_owned())
                 }
             };
             if let Some(cause) = stop {

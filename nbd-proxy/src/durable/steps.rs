@@ -48,11 +48,11 @@ steps! {
     // The change log: nbd-proxy/src/log/folder.rs; its close: nbd-proxy/src/disk/recover.rs
     /// The folder of a disk's change log and tracking.
     DiskFolder: Create;
-    /// A used segment file becomes the next segment.
-    SegmentReused: Rename;
-    /// A segment's file is opened, or made.
+    /// The file of the next segment is opened, or made.
     SegmentMade: Create;
-    /// A wiped segment is kept for reuse.
+    /// It has its header, and gets the name that makes it a segment.
+    SegmentNamed: Rename;
+    /// A segment is one no more, and kept for reuse.
     SegmentKept: Rename;
     /// A segment, or a file kept for one, goes.
     SegmentRemoved: Remove;
@@ -72,14 +72,14 @@ steps! {
     // What a disk's tracking remembers: nbd-proxy/src/disk/
     /// The file of the tracking state.
     StateMade: Create;
-    /// Its space, at first.
-    StateAllocated: Sync;
+    /// Both of its slots, at first.
+    StateFilled: Sync;
     /// The tracking state.
     StateWritten: Sync;
     /// The file of the intent map.
     IntentMade: Create;
-    /// Its space, at first.
-    IntentAllocated: Sync;
+    /// Both of its slots, at first.
+    IntentFilled: Sync;
     /// The intent map.
     IntentWritten: Sync;
     /// The bitmap of an unlogged disk, at a clean close.
@@ -88,6 +88,10 @@ steps! {
     EndsMade: Create;
     /// At a clean close: what it says.
     EndsClosed: Sync;
+    /// The folder of all of these, that went away under a running proxy.
+    FolderRemade: Create;
+    /// Its name, and those above.
+    FolderNamed: SyncFolder;
     /// The note beside the image.
     VoidDeclared: Create Sync SyncFolder;
     /// The note goes.
@@ -117,11 +121,19 @@ steps! {
     /// An old job's record goes.
     JobForgotten: Remove SyncFolder;
 
-    // A vault: uploader/src/store/open.rs, vault.rs, commit.rs, line.rs, catalogue.rs, holds.rs, prune/
+    // A vault: uploader/src/store/open.rs, vault.rs, cipher/ring.rs, seed.rs, commit.rs, line.rs, catalogue.rs, holds.rs, prune/
     /// The folder that is a vault.
     VaultFolder: Create;
     /// The marker that makes it one.
     MarkerPut: Put;
+    /// The data key, wrapped for a secret.
+    KeyPut: Put;
+    /// A secret opens the vault no more.
+    KeyRemoved: Delete;
+    /// Of a seed: what entries rely on.
+    SeedPut: Put;
+    /// Of a seed: an entry, the marker, a wrapped key.
+    SeedCreated: Put;
     /// A delta.
     DeltaPut: Put;
     /// An entry of the line, which commits what it names.

@@ -1,11 +1,15 @@
 //! The folder that holds a disk's segments: their names, how they are made, recycled and removed.
 //!
-//! Removal goes oldest first, and a segment stops being one (its magic is wiped) before its file is kept for reuse:
-//! after a kill at any moment what can be read as segments is a suffix of the log, never a log with a gap or with an old
-//! segment come back. Recycled files keep their blocks and their pages in the cache, which is what makes them worth keeping.
+//! A file is a segment by its name, which it gets when its header is written and loses before it is used for another: after a kill at
+//! any moment the segments present are a suffix of the log, never a log with a gap or with an old segment come back. One
+//! that cannot be read was not left so by us: it is damaged. Recycled files keep their blocks and their pages in the cache, which is
+//! what makes them worth keeping.
+//!
+//! Space: the segments that hold records, each counted with the space allocated to it, stay below the log's limit (`disk::tracker`).
+//! Beyond it there is the segment made ahead, and no more: used files are kept only within what the segments had taken.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -13,7 +17,7 @@ use super::format::Header;
 use super::reader::SegmentReader;
 use super::segment::SegmentFile;
 use crate::durable::{self, Step};
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 
 /// How many used files are kept for reuse: as many as the last cut gave back, within these bounds.
 const FEWEST_BLANKS: usize = 2;
@@ -59,32 +63,34 @@ impl Folder {
     /// within [`Folder::segment_bytes`] do not run out of it.
     pub fn create(&self, header: Header) -> Result<SegmentFile> {
         let path = self.dir.join(format!("{:012}.seg", header.segment));
-        let blank = self.blanks().pop();
-        if let Some(blank) = blank {
-            durable::rename(Step::SegmentReused, &blank, &path)
-                .map_err(|error| Error::io("reuse a segment file", &blank, error))?;
-        }
-        let file = durable::open_or_create(Step::SegmentMade, &path)
-            .map_err(|error| Error::io("create the segment", &path, error))?;
-        let begun = self.allocate(&file, &path).and_then(|()| SegmentFile::begin(file, path.clone(), header));
+        let used = self.blanks().pop();
+        let blank = used.unwrap_or_else(|| self.new_blank());
+        let file = durable::open_or_create(Step::SegmentMade, &blank)
+            .map_err(|error| Error::io("create the segment", &blank, error))?;
+        let begun = self
+            .allocate(&file, &blank)
+            .and_then(|()| SegmentFile::begin(file, path.clone(), header))
+            .and_then(|segment| {
+                let named = durable::rename(Step::SegmentNamed, &blank, &path);
+                named.map(|()| segment).map_err(|error| Error::io("name the segment", &path, error))
+            });
         if begun.is_err() {
-            remove(&path)?;
+            remove(&blank)?;
         }
         begun
     }
 
-    /// The segments present, by rising number. A file that is no whole segment (cut short while it was made) is removed.
+    /// The segments present, by rising number.
+    ///
+    /// # Errors
+    /// `Corrupt` if one is not readable.
     pub fn segments(&self) -> Result<Vec<SegmentReader>> {
         let mut found = Vec::new();
         for (name, path) in list(&self.dir)? {
             if !name.ends_with(".seg") {
                 continue;
             }
-            match SegmentReader::open_any(&path) {
-                Ok(reader) => found.push(reader),
-                Err(error) if error.kind == Kind::Corrupt && is_unborn(&path)? => remove(&path)?,
-                Err(error) => return Err(error),
-            }
+            found.push(SegmentReader::open_any(&path)?);
         }
         found.sort_by_key(|reader| reader.header().segment);
         Ok(found)
@@ -127,18 +133,18 @@ impl Folder {
         if self.blanks().len() >= keep {
             return remove(path);
         }
-        let file = match File::options().write(true).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(Error::io("open the segment", path, error)),
-        };
-        file.write_all_at(&[0; 16], 0).map_err(|error| Error::io("wipe the segment header", path, error))?;
-        // A name of its own: segment numbers may start again after everything was retired.
-        let blank = self.dir.join(format!("{}.blank", uuid::Uuid::new_v4()));
-        durable::rename(Step::SegmentKept, path, &blank)
-            .map_err(|error| Error::io("keep the segment file", path, error))?;
-        self.blanks().push(blank);
+        let blank = self.new_blank();
+        match durable::rename(Step::SegmentKept, path, &blank) {
+            Ok(()) => self.blanks().push(blank),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("keep the segment file", path, error)),
+        }
         Ok(())
+    }
+
+    /// A name of its own: segment numbers may start again after everything was retired.
+    fn new_blank(&self) -> PathBuf {
+        self.dir.join(format!("{}.blank", uuid::Uuid::new_v4()))
     }
 
     /// Ends the life of every segment, oldest first.
@@ -165,8 +171,12 @@ impl Folder {
         }
         self.keep_reserve(path)?;
         match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, self.segment_bytes) {
-            // A file system without fallocate: the space is taken as records come, and running out breaks the log then.
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Ok(()) => Ok(()),
+            // A file system without fallocate: the space is taken as records come, and running out breaks the log then. The length
+            // is there all the same: a segment that is shorter was cut short.
+            Err(rustix::io::Errno::OPNOTSUPP) => file
+                .set_len(self.segment_bytes)
+                .map_err(|error| Error::io("give the segment its length", path, error)),
             Err(error) => Err(Error::io("allocate the segment", path, error.into())),
         }
     }
@@ -190,17 +200,6 @@ impl Folder {
 /// Whether `needed` bytes can be taken from a file system. The log leaves some of it free: 2 %, at most 1 GiB.
 pub(super) fn has_room(total: u64, free: u64, needed: u64) -> bool {
     free >= needed + (total / 50).min(RESERVE_CEILING)
-}
-
-/// Whether the file at `path` never became a segment: its magic was not written yet.
-fn is_unborn(path: &Path) -> Result<bool> {
-    let file = File::open(path).map_err(|error| Error::io("open the segment", path, error))?;
-    let mut magic = [0; 8];
-    match file.read_exact_at(&mut magic, 0) {
-        Ok(()) => Ok(magic == [0; 8]),
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(true),
-        Err(error) => Err(Error::io("read the segment", path, error)),
-    }
 }
 
 fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {

@@ -201,6 +201,16 @@ pub fn decode_record(seed: Seed, number: u64, size: u64, bytes: &[u8; RECORD_LEN
     (fits && header.number == number).then_some(header)
 }
 
+/// Whether one wrong byte keeps `bytes` from being the header of record `number`.
+pub fn is_nearly_record(seed: Seed, number: u64, size: u64, bytes: &[u8; RECORD_LEN]) -> bool {
+    let checks = |at: usize, value: u8| {
+        let mut mended = *bytes;
+        mended[at] = value;
+        decode_record(seed, number, size, &mended).is_some()
+    };
+    (0..RECORD_LEN).any(|at| (0..=u8::MAX).any(|value| value != bytes[at] && checks(at, value)))
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut raw = [0; 4];
     raw.copy_from_slice(&bytes[at..at + 4]);

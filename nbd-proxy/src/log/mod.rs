@@ -19,7 +19,7 @@ pub mod format;
 pub mod reader;
 pub mod segment;
 
-pub use reader::{Record, SegmentReader};
+pub use reader::{Ending, Record, SegmentReader};
 pub use segment::SegmentWriter;
 
 #[cfg(test)]

@@ -22,6 +22,17 @@ pub struct Record {
     pub data: Option<u64>,
 }
 
+/// What follows the last record that checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing of this segment.
+    Clean,
+    /// Records that are not whole, or stand behind one that is not; where they were to write, as (offset, end).
+    Torn(Vec<(u64, u64)>),
+    /// What no kill leaves behind: records may have stood there.
+    Damaged(&'static str),
+}
+
 /// Walks the records of one segment in order, checking each before it is returned.
 #[derive(Debug)]
 pub struct SegmentReader {
@@ -129,6 +140,35 @@ impl SegmentReader {
     /// Reads record data from file position `at`.
     pub fn read_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(buf, at).map_err(|error| Error::io("read the segment", &self.path, error))
+    }
+
+    /// What follows the last record that was returned, in a file that had `allocated` bytes when it was made.
+    ///
+    /// A kill leaves a record half written, with a header that checks or bytes of an earlier use in its place. The header tells where
+    /// to look at what is really on the disk, and where the next record stands. One that is a single byte away from checking
+    /// was not left by a kill: an earlier use had another seed.
+    pub fn ending(&mut self, allocated: u64) -> Result<Ending> {
+        let (mut at, mut number, mut torn) = (self.at, self.next, Vec::new());
+        let mut raw = [0; RECORD_LEN];
+        loop {
+            match self.window(at, RECORD_LEN)? {
+                Some(bytes) => raw.copy_from_slice(bytes),
+                None if at + RECORD_LEN as u64 <= allocated => {
+                    return Ok(Ending::Damaged("the segment is cut short"));
+                }
+                None => raw.fill(0),
+            }
+            let Some(header) = format::decode_record(self.seed, number, self.header.size, &raw) else {
+                break;
+            };
+            torn.push((header.offset, header.offset + header.len));
+            at += RECORD_LEN as u64 + header.data_crc.map_or(0, |_| header.len);
+            number += 1;
+        }
+        if format::is_nearly_record(self.seed, number, self.header.size, &raw) {
+            return Ok(Ending::Damaged("a record's header fails its checksum"));
+        }
+        Ok(if torn.is_empty() { Ending::Clean } else { Ending::Torn(torn) })
     }
 
     fn read_record(&mut self) -> Result<Option<Record>> {

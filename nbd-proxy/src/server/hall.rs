@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Limits;
 use super::budget::Budget;
@@ -17,6 +17,8 @@ use super::socket::Socket;
 
 /// Stack of a connection's thread; only touched pages count.
 const STACK: usize = 512 << 10;
+/// How long a newcomer waits for those to leave who were told to go.
+const AT_THE_DOOR: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct Present {
@@ -61,10 +63,16 @@ impl Hall {
         let socket = Arc::new(socket);
         let mut present = self.lock();
         present.threads.retain(|thread| !thread.is_finished());
-        // Twice: those who are told to go may take a moment.
-        if present.sockets.len() >= self.limits.connections + 2 * self.limits.handshakes {
-            tracing::debug!("closed a connection: those before it have not left yet");
-            return Ok(());
+        // Twice: those who are told to go may take a moment. On a busy host it may be a longer one, and then the next ones wait at the
+        // door, in the kernel's queue: the newcomer may be the one who means it.
+        let deadline = Instant::now() + AT_THE_DOOR;
+        while present.sockets.len() >= self.limits.connections + 2 * self.limits.handshakes {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::debug!("closed a connection: those before it have not left yet");
+                return Ok(());
+            }
+            present = self.left.wait_timeout(present, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         if present.lobby.len() >= self.limits.handshakes
             && let Some(oldest) = present.lobby.pop_front()

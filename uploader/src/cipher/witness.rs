@@ -15,3 +15,8 @@ pub(super) fn saw(key: Digest, number: u64, content: &[u8]) {
     let first = *seen.entry((key, number)).or_insert(content);
     assert_eq!(first, content, "two contents were sealed under one key and one nonce, as unit {number}");
 }
+
+/// How many units all tests of this process have sealed so far.
+pub(super) fn count() -> usize {
+    SEEN.lock().unwrap_or_else(PoisonError::into_inner).len()
+}

@@ -38,6 +38,7 @@ async fn every_object_of_a_vault_can_be_taken_apart() {
             }
             Description::Entry(_) => claims += 1,
             Description::Catalogue(catalogue) => catalogues += catalogue.pins.len(),
+            sealed => panic!("{sealed}"),
         }
         let mut flipped = bytes.to_vec();
         let middle = flipped.len() / 2;
@@ -57,6 +58,6 @@ fn a_file_of_another_kind_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
     std::fs::write(&path, "hello world").unwrap();
-    assert_eq!(describe(&path).unwrap_err().kind, Kind::InvalidInput);
-    assert_eq!(describe(&dir.path().join("y")).unwrap_err().kind, Kind::NotFound);
+    assert_eq!(describe(&path, None).unwrap_err().kind, Kind::InvalidInput);
+    assert_eq!(describe(&dir.path().join("y"), None).unwrap_err().kind, Kind::NotFound);
 }

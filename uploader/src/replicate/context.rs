@@ -91,6 +91,7 @@ impl Context {
             status.activity.clear();
         });
         let vault = (self.connect)().await?.counted_apart();
+        self.status.send_modify(|status| status.encryption = Some(vault.cipher.encryption()));
         let (folder, machine) = (&self.settings.state_dir, &self.settings.machine);
         let loaded = State::load(folder, machine)?;
         let wanted = loaded.as_ref().map(|state| (state.paused, state.cancelled, state.start_now));

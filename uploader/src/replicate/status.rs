@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::journal::Copied;
+use crate::cipher::Encryption;
 use crate::keys::PointId;
 use crate::store::Counts;
 
@@ -108,6 +109,9 @@ pub struct Status {
     /// What the newest point is not though it was to be, and why: "crash-consistent: …".
     #[serde(default)]
     pub notes: Vec<String>,
+    /// How the vault is encrypted, once it was opened.
+    #[serde(default)]
+    pub encryption: Option<Encryption>,
     /// The newest point.
     pub head: Option<PointId>,
     /// Its instant.
@@ -149,6 +153,7 @@ impl Status {
             sync_cause: String::new(),
             generation: 0,
             notes: Vec::new(),
+            encryption: None,
             head: None,
             newest: None,
             points: 0,

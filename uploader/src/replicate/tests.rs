@@ -1,3 +1,4 @@
+mod away;
 mod basics;
 mod compare;
 mod errors;

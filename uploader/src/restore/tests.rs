@@ -5,7 +5,7 @@ use super::*;
 use crate::replicate::{self, Connect};
 use crate::store::{self, StoreConfig};
 use crate::testing::{Random, Rig, memory_vault};
-use crate::vault::Encryption;
+use crate::vault::Protection;
 
 const MIB: u64 = 1 << 20;
 
@@ -41,12 +41,12 @@ async fn every_point_of_a_folder_vault_restores_exactly() {
     let rig = Rig::new(&[("a", 3 * MIB + 512), ("b", MIB)], 21);
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { url: format!("file://{}/v", dir.path().display()), ..StoreConfig::default() };
-    let vault = Vault::open_or_create(&config, Encryption::None).await.unwrap();
+    let vault = Vault::open_or_create(&config, &Protection::None).await.unwrap();
     for _ in 0..4 {
         rig.churn(25);
         point(&rig, &vault).await;
     }
-    let vault = Vault::open(&config).await.unwrap();
+    let vault = Vault::open(&config, None).await.unwrap();
     let points = listing::points(&vault, "m").await.unwrap();
     // A loop may make its first point before the one that is asked for.
     assert!(points.len() >= 4, "{points:?}");

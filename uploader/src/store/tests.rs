@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use object_store::memory::InMemory;
 
 use super::*;
-use crate::vault::{Encryption, Vault};
+use crate::vault::{Protection, Vault};
 
 /// The behaviour that everything above relies on, for every kind of store.
 async fn conforms(store: &Store) {
@@ -100,8 +100,8 @@ async fn a_store_named_from_outside_conforms() {
     for error in [
         store.get("k", 10).await.unwrap_err(),
         store.list("k").await.unwrap_err(),
-        Vault::at(store.clone()).await.unwrap_err(),
-        Vault::at_or_create(store.clone(), Encryption::None).await.unwrap_err(),
+        Vault::at(store.clone(), None).await.unwrap_err(),
+        Vault::at_or_create(store.clone(), &Protection::None).await.unwrap_err(),
     ] {
         assert_eq!((error.kind, error.object.as_str()), (Kind::NotFound, store.url()), "{error}");
         assert!(error.remedy.contains("create the bucket or container"), "{error}");

@@ -97,6 +97,11 @@ impl Rig {
 
     /// A machine with one disk too large for an oracle: write with [`Rig::write_through`].
     pub fn sparse(name: &str, size: u64) -> Self {
+        Self::unwatched(name, size, Some(1 << 30))
+    }
+
+    /// The same with the log that is wanted, or the default.
+    pub fn unwatched(name: &str, size: u64, log_limit: Option<u64>) -> Self {
         let rig = Self::new(&[], 0);
         let path = rig.dir.path().join(format!("{name}.img"));
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
@@ -105,7 +110,7 @@ impl Rig {
             path,
             log_dir: None,
             read_only: false,
-            log_limit: Some(1 << 30),
+            log_limit,
             upstream: Default::default(),
         };
         rig.with(|inner| inner.settings.disks.push(disk));

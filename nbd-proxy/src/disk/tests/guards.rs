@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use super::power::Host;
 use super::{BOOT, SIZE};
+use crate::Kind;
 use crate::device::{BlockDevice, Write, ZeroMode};
 use crate::disk::TrackedDisk;
 use crate::disk::state::StateFile;
@@ -14,7 +15,6 @@ use crate::disk::testing::{FailingDisk, Replica, contents, machine, settings, wr
 use crate::durable::failpoint::{Action, arm};
 use crate::machine::Machine;
 use crate::tracking::SyncScope;
-use crate::{Kind, Result};
 
 /// A machine with the disk `d`, exact in the replica.
 fn protected(dir: &std::path::Path) -> (Arc<Machine>, Arc<TrackedDisk>, Replica) {
@@ -52,7 +52,7 @@ fn nothing_behind_a_gap_in_the_log_reaches_the_disk() {
     let later = Arc::clone(&disk);
     let writer = waiting(&disk, move || write(&*later, 8192, &[3; 512]));
     assert_eq!(contents(dir.path(), "d")[8192], 0, "a reader of the log would stop before its record");
-    disk.record(&gap);
+    disk.append_record(&gap);
     writer.join().unwrap().unwrap();
     disk.end_write(gap);
     replica.cycle(&machine).unwrap();
@@ -200,30 +200,6 @@ fn no_mark_goes_while_something_is_open() {
     replica.cycle(&machine).unwrap();
     assert!(!is_marked(&disk, &place), "the vault has it");
     assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
-}
-
-#[test]
-fn the_state_keeps_the_last_write_whatever_is_torn() -> Result<()> {
-    let dir = tempfile::tempdir().unwrap();
-    let (_, disk, _) = protected(dir.path());
-    let mut state = disk.state_of(&disk.lock());
-    let path = dir.path().join("another");
-    let (file, found) = StateFile::open(&path)?;
-    assert!(found.state.is_none() && !found.known && !found.damaged);
-    for cause in ["first", "second", "third"] {
-        cause.clone_into(&mut state.cause);
-        file.write(&state)?;
-    }
-    let whole = std::fs::read(&path).unwrap();
-    assert_eq!(StateFile::open(&path)?.1.state.unwrap().cause, "third");
-    for at in 8..24 + 100 {
-        let mut torn = whole.clone();
-        torn[4096 + at] ^= 1;
-        std::fs::write(&path, torn).unwrap();
-        let found = StateFile::open(&path)?.1;
-        assert_eq!((found.state.unwrap().cause.as_str(), found.damaged), ("second", true), "byte {at}");
-    }
-    Ok(())
 }
 
 #[test]
