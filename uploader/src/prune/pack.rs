@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::catalogue::KeptDelta;
 use crate::cipher::Cipher;
-use crate::commit;
+use crate::commit::{self, EntryId};
 use crate::delta::reader::DeltaReader;
 use crate::delta::{DeltaWriter, Encoded, writer};
 use crate::vault::Vault;
@@ -92,7 +92,7 @@ impl Batch {
         let cipher = vault.cipher.clone();
         let mut kept = Vec::new();
         for pack in on_a_thread(move || self.pack(&Frames(frames), cipher)).await? {
-            let uploaded = commit::upload(vault, machine, number, pack).await?;
+            let uploaded = commit::upload(vault, machine, EntryId::Line(number), pack).await?;
             let delta = uploaded.reference().clone();
             kept.push(KeptDelta { live: delta.size, delta });
         }

@@ -11,9 +11,11 @@ use uuid::Uuid;
 use super::*;
 use crate::blockmap::{self, Held};
 use crate::cipher::Cipher;
-use crate::commit::{self, Outcome, Uploaded};
+use crate::commit::{self, EntryId, Outcome, Uploaded};
 use crate::delta::{DeltaWriter, Encoded};
 use crate::digest::Digest;
+use crate::elapsed::Elapsed;
+use crate::line::Writer;
 use crate::listing;
 use crate::point::{EntryKind, Header, PointDisk};
 use crate::testing::{Random, contents};
@@ -89,7 +91,8 @@ impl Maker {
         self.parent = fork;
         let header = self.header(EntryKind::Claim, time);
         let vault = self.vault.clone();
-        let appended = commit::append(&commit::line(&vault, "m"), header, &[], None).await.unwrap();
+        let mut writer = Writer::new(commit::line(&vault, "m"), header.owner(), Elapsed::of_host());
+        let appended = commit::append(&mut writer, header, &[], None).await.unwrap();
         assert!(matches!(appended, Outcome::Committed(_)));
         self.head += 1;
     }
@@ -104,13 +107,13 @@ impl Maker {
         let embedded = deltas.pop();
         let mut uploaded: Vec<Uploaded> = Vec::new();
         for delta in deltas {
-            uploaded.push(commit::upload(&vault, "m", self.head + 1, delta).await.unwrap());
+            uploaded.push(commit::upload(&vault, "m", EntryId::Line(self.head + 1), delta).await.unwrap());
         }
         let named: Vec<&Uploaded> = uploaded.iter().collect();
         let header = self.header(EntryKind::Crash, time);
         let id = header.id();
-        let line = commit::line(&vault, "m");
-        let appended = commit::append(&line, header, &named, embedded.as_ref()).await.unwrap();
+        let mut writer = Writer::new(commit::line(&vault, "m"), header.owner(), Elapsed::of_host());
+        let appended = commit::append(&mut writer, header, &named, embedded.as_ref()).await.unwrap();
         let Outcome::Committed(committed) = appended else { panic!("{id} was there") };
         self.marks.insert(id, committed.mark());
         self.whole.clear();

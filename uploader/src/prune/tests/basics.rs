@@ -169,7 +169,7 @@ async fn a_branch_keeps_what_it_goes_on_from() {
     let vault = memory_vault().await;
     let mut maker = history(&vault, 13).await;
     let fork = id(1, 10);
-    let delta = commit::upload(&vault, "m", 11, maker.delta(2)).await.unwrap();
+    let delta = commit::upload(&vault, "m", EntryId::Line(11), maker.delta(2)).await.unwrap();
     let header = Header { number: 11, parent: Some(fork), ..maker.header(EntryKind::Crash, minute(0)) };
     let list = [delta.reference().clone()];
     let key = format!("{}/1-{}/{:020}", keys::branches_folder("m"), Uuid::nil().simple(), 11);
