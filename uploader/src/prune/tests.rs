@@ -164,6 +164,16 @@ impl Maker {
     }
 }
 
+/// What points show of one delta.
+#[derive(Default)]
+struct Shown {
+    /// Bytes of its frames, and of its stream.
+    stored: u64,
+    stream: u64,
+    /// Where in the stream the shown ranges start and end.
+    ranges: BTreeMap<u64, u64>,
+}
+
 /// Bytes of the machine's objects, and those of them that somebody needs: objects that count for nobody are dead, and
 /// of a delta what no listed point shows.
 async fn alive(vault: &Vault) -> (u64, u64) {
@@ -171,8 +181,7 @@ async fn alive(vault: &Vault) -> (u64, u64) {
     let mut sizes: BTreeMap<String, u64> = objects.iter().map(|o| (o.key.clone(), o.size)).collect();
     let total: u64 = sizes.values().sum();
     let newest = catalogue::newest(vault, "m").await.unwrap();
-    // Of each delta, by object and place: its size, all bytes of its stream, and those that are shown.
-    let mut deltas: BTreeMap<(String, u64), (u64, u64, BTreeMap<u64, u64>)> = BTreeMap::new();
+    let mut deltas: BTreeMap<(String, u64), Shown> = BTreeMap::new();
     for point in listing::points(vault, "m").await.unwrap() {
         let map = blockmap::load(vault, "m", point.id, &[]).await.unwrap();
         for disk in &map.disks {
@@ -183,21 +192,22 @@ async fn alive(vault: &Vault) -> (u64, u64) {
                 let (stream, stored) =
                     frames.iter().fold((0, 0), |(a, b), f| (a + u64::from(f.raw_len), b + u64::from(f.len)));
                 let key = (reader.place().key.clone(), reader.place().base);
-                let shown = &mut deltas.entry(key).or_insert_with(|| (stored, stream, BTreeMap::new())).2;
-                let end = shown.entry(at).or_default();
+                let shown = deltas.entry(key).or_default();
+                (shown.stored, shown.stream) = (stored, stream);
+                let end = shown.ranges.entry(at).or_default();
                 *end = (*end).max(at + len);
             }
         }
     }
     let mut dead = 0;
     let mut named = std::collections::BTreeSet::new();
-    for ((key, _), (stored, stream, shown)) in &deltas {
+    for ((key, _), shown) in &deltas {
         let (mut alive, mut end) = (0, 0);
-        for (from, to) in shown {
+        for (from, to) in &shown.ranges {
             alive += to.saturating_sub(end.max(*from));
             end = end.max(*to);
         }
-        dead += stored - stored * alive / stream;
+        dead += shown.stored - shown.stored * alive / shown.stream;
         named.insert(key.clone());
     }
     sizes.retain(|key, _| {
