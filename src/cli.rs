@@ -61,6 +61,9 @@ pub enum Command {
     Resume(commands::resume::Args),
     Resync(commands::resync::Args),
     Restore(commands::restore::Args),
+    Pin(commands::pin::Args),
+    Unpin(commands::unpin::Args),
+    Prune(commands::prune::Args),
     Vault(commands::vault::Args),
     Inspect(commands::inspect::Args),
     #[command(hide = true)]

@@ -7,13 +7,16 @@ pub mod inspect;
 pub mod jobs;
 pub mod machines;
 pub mod pause;
+pub mod pin;
 pub mod points;
 pub mod proxy;
+pub mod prune;
 pub mod restore;
 pub mod resume;
 pub mod resync;
 pub mod run;
 pub mod status;
+pub mod unpin;
 pub mod uploader;
 pub mod vault;
 pub mod wait;
@@ -147,6 +150,9 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Pause(args) => pause::run(&context, &args).await,
             Command::Resume(args) => resume::run(&context, &args).await,
             Command::Resync(args) => resync::run(&context, &args).await,
+            Command::Pin(args) => pin::run(&context, &args).await,
+            Command::Unpin(args) => unpin::run(&context, &args).await,
+            Command::Prune(args) => prune::run(&context, &args).await,
             Command::Restore(args) => restore::run(&context, &args).await,
             Command::HoldGuest(args) => hold_guest::run(&args).await,
             Command::Vault(args) => vault::run(&context, &args).await,

@@ -23,11 +23,12 @@ use nbd_proxy::backing::upstream::Settings as Patience;
 use nbd_proxy::server::TlsFiles;
 use nbd_proxy::{Error, Kind, Result};
 use uploader::replicate::{OnFenced, ResyncWindow};
+use uploader::retention;
 use uploader::store::limit::Hours;
 
 pub use backings::check_backings;
 pub use settings::{DEFAULT_CONFIG, Prices, RPO_WARNING, host_name};
-pub use units::parse_span;
+pub use units::{parse_age, parse_span};
 
 /// Everything the file says, defaults filled in.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// Who may connect to the exports, and how fast.
     pub proxy: ProxyConfig,
+    /// The policy of machines that state none of their own.
+    pub policy: Policy,
     /// The machines this host protects; may be empty on a host that only reads the vault.
     pub machines: Vec<MachineConfig>,
 }
@@ -128,6 +131,12 @@ pub struct Policy {
     pub on_fenced: OnFenced,
     /// From one application-consistent point to the next; none are made when absent.
     pub app_consistent_every: Option<Duration>,
+    /// Which points are kept.
+    pub keep: retention::Policy,
+    /// From one pruning to the next.
+    pub prune_every: Duration,
+    /// From a pruning to its deletions.
+    pub prune_wait: Duration,
 }
 
 /// One disk of a machine.

@@ -8,6 +8,7 @@
 pub mod exports;
 pub mod hand_over;
 pub mod proxy;
+pub mod pruner;
 pub mod sockets;
 pub mod uploader;
 pub mod usage;

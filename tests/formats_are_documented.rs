@@ -28,6 +28,8 @@ const VAULT: &[(&str, &str)] = &[
     ("Wrapped keys", "uploader/src/cipher/wrap.rs"),
     ("Entries of a line: points and claims", "uploader/src/point.rs"),
     ("Deltas", "uploader/src/delta/format.rs"),
+    ("Catalogues", "uploader/src/catalogue.rs"),
+    ("Holds", "uploader/src/holds.rs"),
 ];
 
 const INTRODUCTION: &str = "# Formats

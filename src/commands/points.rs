@@ -53,13 +53,14 @@ pub async fn run(context: &Context, args: &Args) -> Result<()> {
     output::answer(context.json, &Answer { points }, people)
 }
 
-/// What a point lacks, for people.
-fn unreadable(point: &PointInfo) -> String {
+/// What a point lacks, and whether it is pinned, for people.
+fn notes(point: &PointInfo) -> String {
     let lacks = point.disks.iter().filter(|disk| !disk.unreadable.is_empty()).map(|disk| {
         let bytes = disk.unreadable.iter().map(|gap| gap.len).sum();
         format!("{} of {} could not be read", output::size(bytes), disk.name)
     });
-    lacks.collect::<Vec<_>>().join(", ")
+    let pinned = point.pinned.then(|| "pinned".to_owned());
+    pinned.into_iter().chain(lacks).collect::<Vec<_>>().join(", ")
 }
 
 /// Points of one cut of a group show the same.
@@ -80,12 +81,7 @@ fn people(answer: &Answer) -> String {
             output::word(&point.kind),
             output::size(point.bytes),
             point.group.as_ref().map_or_else(String::new, group),
-            [unreadable(point), if point.branch { "branch".to_owned() } else { String::new() }]
-                .iter()
-                .filter(|note| !note.is_empty())
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join("; "),
+            notes(point),
         ]
     });
     output::table(&["POINT", "TIME", "KIND", "SIZE IN VAULT", "GROUP", ""], rows)

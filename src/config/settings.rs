@@ -9,7 +9,7 @@ use std::time::Duration;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Deserialize;
 
-use super::units::{LimitRate, Rate, Size, Span, WeekHours, Window};
+use super::units::{Age, LimitRate, Rate, Size, Span, WeekHours, Window};
 use super::{Secret, refuse};
 
 /// Read when neither `--config` nor `LIFEBOAT_CONFIG` names a file.
@@ -35,6 +35,16 @@ pub const COPY_LIMIT_MIN: u64 = 1 << 20;
 /// What `policy.app_consistent_every` may be.
 pub const APP_CONSISTENT_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+/// `policy.prune_every`.
+pub const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// What `policy.prune_every` may be.
+pub const PRUNE_EVERY_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(3600)..=Duration::from_secs(31 * 24 * 3600);
+/// `policy.prune_wait`.
+pub const PRUNE_WAIT: Duration = uploader::prune::WAIT;
+/// What `policy.prune_wait` may be. Writers and readers rely on the least of it.
+pub const PRUNE_WAIT_RANGE: RangeInclusive<Duration> =
+    uploader::prune::WAIT..=Duration::from_secs(31 * 24 * 3600);
 /// The longest path of a Unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
 /// `machine.disk.socket_mode`.
@@ -142,6 +152,31 @@ pub struct Policy {
     pub copy_limit: Option<Rate>,
     pub app_consistent_every: Option<Span>,
     pub on_fenced: Option<Fenced>,
+    pub keep: Option<Keep>,
+    pub prune_every: Option<Span>,
+    pub prune_wait: Option<Span>,
+}
+
+/// `policy.keep`; what is left out keeps nothing.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keep {
+    pub all: Option<Age>,
+    pub hourly: Option<Age>,
+    pub daily: Option<Age>,
+    pub weekly: Option<Age>,
+}
+
+impl From<Keep> for uploader::retention::Policy {
+    fn from(keep: Keep) -> Self {
+        let window = |age: Option<Age>| age.map_or(Duration::ZERO, |age| age.0);
+        Self {
+            all: window(keep.all),
+            hourly: window(keep.hourly),
+            daily: window(keep.daily),
+            weekly: window(keep.weekly),
+        }
+    }
 }
 
 /// `policy.on_fenced`

@@ -43,7 +43,7 @@ fn a_machines_policy_goes_over_the_general_one() {
     let rest = format!(
         "[policy]\ninterval = \"5m\"\n[[machine]]\nname = \"a\"\n{}\
          [machine.policy]\ninterval = \"2s\"\nretry = [\"5s\"]\nlog_limit = \"1 GiB\"\n\
-         resync_window = \"always\"\ncopy_limit = \"50 MiB/s\"\n",
+         resync_window = \"always\"\ncopy_limit = \"50 MiB/s\"\nkeep = {{ daily = \"2w\" }}\n",
         disk("d", "/a.img", "listen = \"tcp:127.0.0.1:10809\"\nread_only = true\nlog_dir = \"/logs\"")
     );
     let config = with(&rest).unwrap();
@@ -53,6 +53,13 @@ fn a_machines_policy_goes_over_the_general_one() {
     assert_eq!(machine.policy.log_limit, Some(1 << 30));
     assert_eq!(machine.policy.resync_window, ResyncWindow::Always);
     assert_eq!(machine.policy.copy_limit, Some(50 << 20));
+    let keep = machine.policy.keep;
+    assert_eq!(
+        (keep.all, keep.daily),
+        (Duration::ZERO, Duration::from_secs(14 * 24 * 3600)),
+        "nothing else is kept"
+    );
+    assert_eq!(config.policy.keep, uploader::retention::Policy::default());
     assert_eq!(machine.disks[0].listen, ListenAt::Tcp("127.0.0.1:10809".into()));
 }
 
@@ -72,6 +79,12 @@ fn each_bad_line_is_refused_by_name() {
         ("[policy]\nretry = []", "policy.retry"),
         ("[policy]\ncopy_limit = \"50 MiB\"", "not a rate"),
         ("[policy]\ncopy_limit = \"1 KiB/s\"", "policy.copy_limit"),
+        ("[policy]\nkeep = { all = \"0s\" }", "delete the last point"),
+        ("[policy]\nkeep = {}", "delete the last point"),
+        ("[policy]\nkeep = { all = \"7 moons\" }", "not an age"),
+        ("[policy]\nkeep = { yearly = \"7y\" }", "yearly"),
+        ("[policy]\nprune_every = \"1s\"", "policy.prune_every"),
+        ("[policy]\nprune_wait = \"59m\"", "policy.prune_wait"),
         ("[policy]\nresync_window = \"at night\"", "no hours of the day"),
         ("[policy]\nresync_window = \"18:30-25:00\"", "no hours of the day"),
         ("[policy]\nresync_window = \"06:00-06:00\"", "never opens"),
@@ -224,6 +237,9 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
         ("`policy.resync_window`", "\"18:30-06:00\""),
         ("`policy.copy_limit`", "1 MiB/s"),
         ("`policy.app_consistent_every`", "168h"),
+        ("`policy.keep`", "{ all = \"24h\", hourly = \"7d\", daily = \"30d\", weekly = \"1y\" }"),
+        ("`policy.prune_every`", "\"24h\""),
+        ("`policy.prune_wait`", "\"1h\""),
         ("`policy.on_fenced`", "\"serve\""),
         ("`machine.name`", "128"),
         ("`machine.policy`", ""),
@@ -245,7 +261,8 @@ fn the_table_of_keys_in_the_docs_is_complete_and_true() {
     }
     let rows = docs.lines().filter(|line| line.starts_with("| `")).count();
     assert!(rows >= keys.len());
-    let text = "interval = \"30s\"\nretry = [\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]\nresync_window = \"18:30-06:00\"";
+    let text = "interval = \"30s\"\nretry = [\"1m\", \"2m\", \"4m\", \"8m\", \"10m\", \"30m\"]\nresync_window = \"18:30-06:00\"\n\
+                keep = { all = \"24h\", hourly = \"7d\", daily = \"30d\", weekly = \"1y\" }\nprune_every = \"24h\"\nprune_wait = \"1h\"";
     let stated =
         with(&format!("[policy]\n{text}\n[[machine]]\nname = \"m\"\n{}", disk("d", "/d", ""))).unwrap();
     assert_eq!(stated.machines[0].policy, Policy::default());

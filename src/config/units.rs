@@ -19,6 +19,10 @@ pub struct Size(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
+/// How old points may be, written `"24h"`, `"7d"`, `"8w"` or `"1y"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Age(pub Duration);
+
 /// Bytes a second, written `"50 MiB/s"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(pub u64);
@@ -59,6 +63,17 @@ pub fn parse_span(text: &str) -> Result<Duration, String> {
     let span =
         text.parse::<SignedDuration>().map_err(|_| format!("\"{text}\" is not a duration; {example}"))?;
     Duration::try_from(span).map_err(|_| format!("\"{text}\" is negative; {example}"))
+}
+
+/// Reads `"24h"`, `"7d"`, `"8w"` or `"1y"`: a day has 24 hours, a year 365 days.
+pub fn parse_age(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let days = [("d", 1), ("w", 7), ("y", 365)].into_iter().find_map(|(unit, days)| {
+        let number = text.strip_suffix(unit)?.trim().parse::<u64>().ok()?;
+        number.checked_mul(days * 24 * 3600).map(Duration::from_secs)
+    });
+    let example = "write an age as \"24h\", \"7d\", \"8w\" or \"1y\"";
+    days.map_or_else(|| parse_span(text).map_err(|_| format!("\"{text}\" is not an age; {example}")), Ok)
 }
 
 /// Reads `"50 MiB/s"`.
@@ -156,6 +171,13 @@ impl<'de> serde::Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let what = "a size a second, such as \"50 MiB/s\"";
         deserializer.deserialize_any(Quantity { what, parse: parse_rate }).map(Self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Age {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let what = "an age with its unit, such as \"7d\"";
+        deserializer.deserialize_any(Quantity { what, parse: parse_age }).map(Self)
     }
 }
 

@@ -36,8 +36,16 @@ pub fn validate(path: &Path, file: File) -> Result<Config> {
     }
     let tls = file.tls.map(|raw| tls(path, raw)).transpose()?;
     let proxy = proxy(path, &file.proxy)?;
-    let config =
-        Config { file: path.to_owned(), state_dir: file.state_dir, site, vault, tls, proxy, machines };
+    let config = Config {
+        file: path.to_owned(),
+        state_dir: file.state_dir,
+        site,
+        vault,
+        tls,
+        proxy,
+        policy: general,
+        machines,
+    };
     no_shared_sockets(&config)?;
     groups_keep_step(&config)?;
     Ok(config)
@@ -52,6 +60,9 @@ impl Default for Policy {
             resync_window: super::units::parse_window(settings::RESYNC_WINDOW).unwrap_or_default(),
             copy_limit: None,
             app_consistent_every: None,
+            keep: uploader::retention::Policy::default(),
+            prune_every: settings::PRUNE_EVERY,
+            prune_wait: settings::PRUNE_WAIT,
             on_fenced: OnFenced::default(),
         }
     }
@@ -122,6 +133,28 @@ fn tls(path: &Path, raw: settings::Tls) -> Result<TlsFiles> {
     Ok(TlsFiles { cert: raw.cert_file, key: raw.key_file, client_ca: raw.client_ca_file })
 }
 
+/// What thins a machine's points out, in `policy`.
+fn thinning(path: &Path, place: &str, raw: &mut settings::Policy, policy: &mut Policy) -> Result<()> {
+    let key = |name: &str| format!("{place}.{name}");
+    if let Some(keep) = raw.keep.take() {
+        policy.keep = keep.into();
+    }
+    policy.keep.check().map_err(|error| refuse(path, key("keep"), error.message, error.remedy))?;
+    if let Some(every) = raw.prune_every {
+        policy.prune_every = every.0;
+    }
+    if !settings::PRUNE_EVERY_RANGE.contains(&policy.prune_every) {
+        return Err(refuse(path, key("prune_every"), "is out of range", "from \"1h\" to \"744h\""));
+    }
+    if let Some(wait) = raw.prune_wait {
+        policy.prune_wait = wait.0;
+    }
+    if !settings::PRUNE_WAIT_RANGE.contains(&policy.prune_wait) {
+        return Err(refuse(path, key("prune_wait"), "is out of range", "from \"1h\" to \"744h\""));
+    }
+    Ok(())
+}
+
 fn proxy(path: &Path, raw: &settings::Proxy) -> Result<ProxyConfig> {
     if raw.max_connections.is_some_and(|max| !settings::MAX_CONNECTIONS_RANGE.contains(&max)) {
         return Err(refuse(path, "proxy.max_connections", "out of range", "from 1 to 65536"));
@@ -136,7 +169,8 @@ fn proxy(path: &Path, raw: &settings::Proxy) -> Result<ProxyConfig> {
 
 fn policy(path: &Path, place: &str, raw: settings::Policy, over: &Policy) -> Result<Policy> {
     let key = |name: &str| format!("{place}.{name}");
-    let mut policy = over.clone();
+    let (mut raw, mut policy) = (raw, over.clone());
+    thinning(path, place, &mut raw, &mut policy)?;
     if let Some(interval) = raw.interval {
         policy.interval = interval.0;
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nbd_proxy::Result;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use uploader::elapsed::Elapsed;
 use uploader::jobs::Jobs;
 use uploader::replicate::{self, Clock, Settings};
@@ -22,6 +22,8 @@ pub struct Uploader {
     usage: Counting,
     stop: watch::Sender<bool>,
     control: JoinHandle<Result<()>>,
+    /// Ended by being dropped.
+    _pruners: JoinSet<()>,
     // Last: the role is given up when everything else has ended.
     _ownership: Ownership,
 }
@@ -35,6 +37,7 @@ impl Uploader {
         let clock = Clock::new(jiff::ZonedDateTime::now);
         let limit = Arc::new(Limit::new(config.vault.limit.clone(), clock.clone()));
         let mut loops = Vec::new();
+        let mut pruners = JoinSet::new();
         for machine in &config.machines {
             let settings = Settings {
                 machine: machine.name.clone(),
@@ -53,6 +56,8 @@ impl Uploader {
             };
             let source = RemoteMachine::new(config.proxy_socket(), &machine.name);
             let connect = crate::vault::connect(config, &limit)?;
+            let policy = machine.policy.clone();
+            pruners.spawn(super::pruner::run(config.clone(), machine.name.clone(), policy));
             loops.push((machine.name.clone(), replicate::start(settings, source, connect)));
         }
         let loops: Loops = Arc::new(loops);
@@ -60,7 +65,7 @@ impl Uploader {
         let control = tokio::spawn(server::serve(listener, uploader_api::routes(loops.clone()), stopped));
         let usage = Counting::start(loops.clone(), &config.state_dir);
         tracing::info!(machines = loops.len(), vault = config.vault.url, "uploader is ready");
-        Ok(Self { loops, usage, stop, control, _ownership: ownership })
+        Ok(Self { loops, usage, stop, control, _pruners: pruners, _ownership: ownership })
     }
 
     /// Ends every loop where it can go on later, answers what was asked, and gives the role up.

@@ -237,6 +237,29 @@ impl Scene {
         })
     }
 
+    /// Runs a command that may be struck; again, if it was.
+    pub fn run(&mut self, args: &[&str]) {
+        if !self.try_planned(args) {
+            self.ask(args);
+        }
+    }
+
+    /// The ids of the points that there are.
+    pub fn points(&mut self) -> Vec<String> {
+        let answer = self.ask(&["points", "m"]);
+        let points = answer["points"].as_array().expect("points");
+        points.iter().map(|point| lifeboat::text(point, "id")).collect()
+    }
+
+    /// Makes the files in a folder two hours old.
+    pub fn age(&self, folder: &str) {
+        let then = std::time::SystemTime::now() - Duration::from_secs(7200);
+        for file in std::fs::read_dir(self.path(folder)).expect("a folder") {
+            let file = std::fs::File::open(file.expect("a file").path()).expect("a file");
+            file.set_modified(then).expect("its time");
+        }
+    }
+
     /// Runs a command that may be struck; whether it succeeded.
     pub fn try_planned(&mut self, args: &[&str]) -> bool {
         let output = judge::output(&mut self.command(args, true));

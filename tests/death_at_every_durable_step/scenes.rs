@@ -13,6 +13,7 @@ pub const NAMES: &[&str] = &[
     "a log folder that goes away",
     "a state that cannot be written",
     "a restore",
+    "a pruning",
     "a restore that fails",
 ];
 
@@ -26,6 +27,7 @@ pub fn play(name: &str, mut scene: Scene) -> Scene {
         "a log folder that goes away" => &[Scene::protect, lose_the_log_folder],
         "a state that cannot be written" => &[Scene::protect, fill_the_log_of_a_disk_whose_state_is_refused],
         "a restore" => &[Scene::protect, restore],
+        "a pruning" => &[Scene::protect, prune],
         "a restore that fails" => &[Scene::protect, fail_a_restore],
         other => panic!("there is no scene {other:?}"),
     };
@@ -157,6 +159,17 @@ fn fill_the_log_of_a_disk_whose_state_is_refused(scene: &mut Scene) {
 fn restore(scene: &mut Scene) {
     cut(scene);
     scene.restore("latest", true);
+}
+
+/// Two catalogues, of which the older one may go by the time.
+fn prune(scene: &mut Scene) {
+    cut(scene);
+    cut(scene);
+    for point in scene.points() {
+        scene.run(&["pin", "m", &point]);
+    }
+    scene.age("vault/machines/m/catalogue");
+    scene.run(&["prune", "m", "--no-wait"]);
 }
 
 fn fail_a_restore(scene: &mut Scene) {

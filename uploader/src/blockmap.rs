@@ -6,13 +6,16 @@
 //!
 //! Entries are numbered, so ancestors are fetched many at a time without waiting for each to name its parent; what was
 //! fetched in vain (claims, entries of a lost branch) is dropped. Of an embedded delta only the index stays in memory.
+//! What lies at or below the floor of the newest catalogue is taken from there.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use nbd_proxy::{Error, Kind, Result};
 
 use crate::branches::{self, Branch};
+use crate::catalogue::{self, Catalogue};
 use crate::commit;
 use crate::delta::format::IndexRef;
 use crate::delta::reader::{DeltaReader, Place};
@@ -93,7 +96,21 @@ impl Found {
 
 /// Builds the map of `disks` (all, if none are named) at `point`.
 pub async fn load(vault: &Vault, machine: &str, point: PointId, disks: &[String]) -> Result<BlockMap> {
-    let mut chain = Chain::new(vault, machine);
+    along(vault, Chain::new(vault, machine), point, disks).await
+}
+
+/// The same by `catalogue`, which the caller holds the point by.
+pub async fn load_held(
+    vault: &Vault,
+    catalogue: &Arc<Catalogue>,
+    point: PointId,
+    disks: &[String],
+) -> Result<BlockMap> {
+    along(vault, Chain::by(vault, Arc::clone(catalogue)), point, disks).await
+}
+
+async fn along(vault: &Vault, mut chain: Chain<'_>, point: PointId, disks: &[String]) -> Result<BlockMap> {
+    let machine = chain.machine.clone();
     let first = chain.entry(point, None).await?;
     let disks = wanted(&first.header, disks)?;
     let mut missing: HashSet<String> = disks.iter().map(|disk| disk.name.clone()).collect();
@@ -110,7 +127,7 @@ pub async fn load(vault: &Vault, machine: &str, point: PointId, disks: &[String]
         if missing.is_empty() {
             break;
         }
-        let parent = parent.ok_or_else(|| no_base(machine, &header, &missing))?;
+        let parent = parent.ok_or_else(|| no_base(&machine, &header, &missing))?;
         next = Some(chain.entry(parent, mark).await?);
     }
     assemble(vault, header, disks, found).await
@@ -192,11 +209,31 @@ pub(crate) struct Ancestor {
     pub deltas: Vec<Found>,
 }
 
+fn kept_ancestor(machine: &str, kept: &catalogue::Kept) -> Ancestor {
+    let place = |kept: &catalogue::KeptDelta| Place {
+        key: keys::delta(machine, kept.name()),
+        base: 0,
+        salt: kept.delta.salt,
+    };
+    let found = |delta: &catalogue::KeptDelta| Found::Object(place(delta), delta.delta.index);
+    Ancestor { header: kept.header.clone(), mark: kept.mark, deltas: kept.deltas.iter().map(found).collect() }
+}
+
+/// The ancestor, if it has the mark that its child says.
+fn same_version(name: String, ancestor: Ancestor, mark: Option<Digest>) -> Result<Ancestor> {
+    if mark.is_none_or(|mark| mark == ancestor.mark) {
+        return Ok(ancestor);
+    }
+    Err(Error::corrupt(name, "is another version of what the point after it was built on"))
+}
+
 /// Fetches a machine's entries, a window of numbers at a time.
 pub(crate) struct Chain<'a> {
     vault: &'a Vault,
-    machine: &'a str,
+    machine: String,
     line: Line,
+    /// What is at or below the floor; the newest, from the first look on, unless it was given.
+    catalogue: Option<Arc<Catalogue>>,
     /// The branch that the first point stands on; `line` is its entries as long as ancestors stand there too.
     branch: Option<Branch>,
     ahead: BTreeMap<u64, Result<Option<Ancestor>>>,
@@ -204,22 +241,28 @@ pub(crate) struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    pub fn new(vault: &'a Vault, machine: &'a str) -> Self {
+    pub fn new(vault: &'a Vault, machine: &str) -> Self {
         Self {
             vault,
-            machine,
+            machine: machine.to_owned(),
             line: commit::line(vault, machine),
+            catalogue: None,
             branch: None,
             ahead: BTreeMap::new(),
             misses: 0,
         }
     }
 
+    pub fn by(vault: &'a Vault, catalogue: Arc<Catalogue>) -> Self {
+        let chain = Self::new(vault, &catalogue.machine);
+        Self { catalogue: Some(catalogue), ..chain }
+    }
+
     /// The point `id`, wherever it stands, which has the mark that its child says.
     pub async fn entry(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
         if self.branch.take_if(|branch| !branch.holds(id)).is_some() {
             // From the fork on down it is the line.
-            self.line = commit::line(self.vault, self.machine);
+            self.line = commit::line(self.vault, &self.machine);
             self.ahead.clear();
         }
         let found = self.here(id, mark).await;
@@ -227,8 +270,8 @@ impl<'a> Chain<'a> {
         if !elsewhere || self.branch.is_some() {
             return found;
         }
-        let Some(branch) = branches::holding(self.vault, self.machine, id).await? else { return found };
-        self.line = branch.line(self.vault, self.machine);
+        let Some(branch) = branches::holding(self.vault, &self.machine, id).await? else { return found };
+        self.line = branch.line(self.vault, &self.machine);
         self.branch = Some(branch);
         self.ahead.clear();
         self.here(id, mark).await
@@ -236,27 +279,35 @@ impl<'a> Chain<'a> {
 
     /// The point `id` of this line. Going to ever lower numbers, most are there already.
     async fn here(&mut self, id: PointId, mark: Option<Digest>) -> Result<Ancestor> {
+        let catalogue = match &self.catalogue {
+            Some(catalogue) => Arc::clone(catalogue),
+            None => Arc::new(catalogue::newest(self.vault, &self.machine).await?),
+        };
+        self.catalogue = Some(Arc::clone(&catalogue));
+        // Numbers of a branch are above what the line had reached, and no floor is about them.
+        let floor = if self.branch.is_some() { 0 } else { catalogue.floor };
+        if id.number <= floor {
+            let kept = catalogue.point(id.number).filter(|kept| kept.header.id() == id);
+            let kept = kept.ok_or_else(|| self.pruned(id))?;
+            let name = format!("point {id} of {}", self.machine);
+            return same_version(name, kept_ancestor(&self.machine, kept), mark);
+        }
         self.ahead.retain(|number, _| *number <= id.number);
         if !self.ahead.contains_key(&id.number) {
             // The first point may be its own base: look further only when it is not.
             let window = if self.misses == 0 { 1 } else { PARALLEL as u64 };
             self.misses += 1;
-            let numbers = id.number.saturating_sub(window - 1).max(1)..=id.number;
+            let lowest = id.number.saturating_sub(window - 1).max(floor + 1);
             let this = &*self;
             let fetch = |number| async move { (number, this.fetch(number).await) };
-            let fetched: Vec<_> = stream::iter(numbers).map(fetch).buffer_unordered(PARALLEL).collect().await;
+            let fetched: Vec<_> =
+                stream::iter(lowest..=id.number).map(fetch).buffer_unordered(PARALLEL).collect().await;
             self.ahead.extend(fetched);
         }
         let name = self.vault.store.name_of(&self.line.key(id.number));
         match self.ahead.remove(&id.number).unwrap_or(Ok(None))? {
             Some(ancestor) if ancestor.header.id() == id && ancestor.header.is_point() => {
-                match mark.is_none_or(|mark| mark == ancestor.mark) {
-                    true => Ok(ancestor),
-                    false => Err(Error::corrupt(
-                        name,
-                        "is another version of what the point after it was built on",
-                    )),
-                }
+                same_version(name, ancestor, mark)
             }
             Some(other) => {
                 Err(Error::corrupt(name, format!("is entry {}, where point {id} must be", other.header.id())))
@@ -269,7 +320,14 @@ impl<'a> Chain<'a> {
         }
     }
 
-    async fn fetch(&self, number: u64) -> Result<Option<Ancestor>> {
+    fn pruned(&self, id: PointId) -> Error {
+        let message = format!("has no point {id}: it was pruned");
+        Error::new(Kind::NotFound, &self.machine, message)
+            .remedy("`lifeboat points` lists the machine's points")
+    }
+
+    /// The entry `number`, whatever any catalogue says; nothing if there is none.
+    pub async fn fetch(&self, number: u64) -> Result<Option<Ancestor>> {
         let Some(bytes) = self.line.read(number).await? else { return Ok(None) };
         let key = self.line.key(number);
         let name = self.vault.store.name_of(&key);
@@ -288,7 +346,7 @@ impl<'a> Chain<'a> {
                 base += usize::try_from(delta.size).unwrap_or(usize::MAX);
                 continue;
             };
-            let place = Place { key: keys::delta(self.machine, object), base: 0, salt: delta.salt };
+            let place = Place { key: keys::delta(&self.machine, object), base: 0, salt: delta.salt };
             deltas.push(Found::Object(place, delta.index));
         }
         Ok(Some(Ancestor { header: entry.header, mark: entry.mark, deltas }))

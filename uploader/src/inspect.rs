@@ -7,6 +7,7 @@ use std::path::Path;
 use nbd_proxy::{Error, Kind, Result};
 use serde::Serialize;
 
+use crate::catalogue::{self, Catalogue};
 use crate::cipher::Named;
 use crate::delta::format::decode_trailer;
 use crate::delta::reader;
@@ -24,6 +25,8 @@ pub enum Description {
     Delta(DeltaSummary),
     /// An entry of a line: a point or a claim.
     Entry(Box<EntrySummary>),
+    /// A catalogue.
+    Catalogue(Box<Catalogue>),
     /// An encrypted delta, without the key: its trailer.
     SealedDelta(SealedDelta),
     /// An encrypted entry, without the key: its header. That nobody changed it cannot be told.
@@ -103,10 +106,10 @@ pub fn describe(path: &Path, vault: Option<&Vault>) -> Result<Description> {
     decode(&Named { cipher: vault.cipher.clone(), key, object }, &bytes)
 }
 
-/// Whether `bytes` begin as an encrypted delta or entry does.
+/// Whether `bytes` begin as an encrypted delta, entry or catalogue does.
 pub fn is_sealed(bytes: &[u8]) -> bool {
-    let magic = bytes.starts_with(&point::MAGIC) || bytes.starts_with(&crate::delta::format::MAGIC);
-    magic && bytes.get(7) == Some(&2)
+    let magics = [point::MAGIC, crate::delta::format::MAGIC, catalogue::MAGIC];
+    magics.iter().any(|magic| bytes.starts_with(magic)) && bytes.get(7) == Some(&2)
 }
 
 /// Takes `bytes` apart as far as that goes without a key.
@@ -117,6 +120,10 @@ fn clear(object: &str, bytes: &[u8]) -> Result<Description> {
     if bytes.starts_with(&point::MAGIC) {
         let header = point::clear_header(object, bytes)?;
         return Ok(Description::SealedEntry(Box::new(SealedEntry { header })));
+    }
+    if bytes.starts_with(&catalogue::MAGIC) {
+        let remedy = "name the vault and its key, and the file by the name that it has in the vault";
+        return Err(Error::new(Kind::Denied, object, "is an encrypted catalogue").remedy(remedy));
     }
     let trailer = bytes.last_chunk::<64>().map(|trailer| &trailer[..]).unwrap_or_default();
     let (_, index) = decode_trailer(trailer)
@@ -136,8 +143,11 @@ pub fn decode(named: &Named, bytes: &[u8]) -> Result<Description> {
             let (header, deltas) = (entry.header, entry.deltas);
             Ok(Description::Entry(Box::new(EntrySummary { header, deltas, embedded })))
         }
+        Some(start) if *start == catalogue::MAGIC => {
+            catalogue::decode(named, bytes).map(|catalogue| Description::Catalogue(Box::new(catalogue)))
+        }
         _ => {
-            let message = "is neither a delta nor an entry of a line";
+            let message = "is neither a delta nor an entry of a line nor a catalogue";
             Err(Error::new(Kind::InvalidInput, object.as_str(), message).remedy("name a file from a vault"))
         }
     }
@@ -165,6 +175,7 @@ impl fmt::Display for Description {
         match self {
             Self::Delta(delta) => delta.fmt(f),
             Self::Entry(entry) => entry.fmt(f),
+            Self::Catalogue(catalogue) => catalogue.fmt(f),
             Self::SealedDelta(delta) => {
                 let place = format!("{} bytes at {}", delta.index.len, delta.index.offset);
                 writeln!(f, "encrypted delta: {} bytes, of them an index of {place}", delta.size)?;
@@ -197,6 +208,25 @@ impl fmt::Display for DeltaSummary {
             )?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Catalogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "catalogue {} of {}: floor {}", self.number, self.machine, self.floor)?;
+        for kept in &self.points {
+            let (live, size) = kept
+                .deltas
+                .iter()
+                .fold((0, 0), |(live, size), kept| (live + kept.live, size + kept.delta.size));
+            let parent = kept.header.parent.map_or_else(|| "nothing".to_owned(), |parent| parent.to_string());
+            let (id, time, deltas) = (kept.header.id(), kept.header.time, kept.deltas.len());
+            writeln!(f, "point {id} of {time}: {deltas} deltas over {parent}, {live} of {size} bytes alive")?;
+        }
+        for claim in &self.claims {
+            writeln!(f, "claim {} of {}", claim.id(), claim.time)?;
+        }
+        self.pins.iter().try_for_each(|pin| writeln!(f, "pinned: {pin}"))
     }
 }
 

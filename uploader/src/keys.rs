@@ -8,6 +8,9 @@
 //! machines/<machine>/branches/<g, 20 digits>-<32 hex>/<n, 20 digits>   entry n of a branch: what the writer of generation g, whose
 //!                                               id the hex digits are, wrote after it was fenced
 //! machines/<machine>/deltas/g<g>-<n, 20 digits>-<32 hex>   a delta made for entry n of the branch of generation g
+//! machines/<machine>/catalogue/<n, 20 digits>   catalogue n: what thinning left
+//! machines/<machine>/holds/<32 hex>             somebody reads a point
+//! machines/<machine>/clock/<32 hex>             written to learn the store's time, and removed
 //! ```
 //!
 //! Twenty digits hold any `u64`, so that names sort as numbers do. A delta's name is drawn anew for each upload: it is
@@ -110,6 +113,43 @@ pub fn parse_branch(name: &str) -> Option<(u64, Uuid)> {
 /// The full name of the delta `name` of `machine`.
 pub fn delta(machine: &str, name: &str) -> String {
     format!("{}/{name}", delta_folder(machine))
+}
+
+/// The entry for which the delta `name` was made, as its name says; `None` if it is no delta's name.
+pub fn parse_delta(name: &str) -> Option<u64> {
+    let (number, random) = name.split_once('-')?;
+    let hex = random.len() == 32 && random.bytes().all(|b| b.is_ascii_hexdigit());
+    if hex { parse_line_entry(number) } else { None }
+}
+
+/// The machine's folder of catalogues.
+pub fn catalogue_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}/catalogue")
+}
+
+/// The name of catalogue `number`; [`parse_line_entry`] reads the number back.
+pub fn catalogue(machine: &str, number: u64) -> String {
+    line_entry(&catalogue_folder(machine), number)
+}
+
+/// The machine's folder of holds.
+pub fn hold_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}/holds")
+}
+
+/// A name, never used before, for a hold.
+pub fn new_hold(machine: &str) -> String {
+    format!("{}/{}", hold_folder(machine), Salt::draw())
+}
+
+/// The machine's folder of objects that were written to learn the time.
+pub fn clock_folder(machine: &str) -> String {
+    format!("{MACHINES}/{machine}/clock")
+}
+
+/// A name, never used before, for an object that is written to learn the time.
+pub fn new_clock(machine: &str) -> String {
+    format!("{}/{}", clock_folder(machine), Salt::draw())
 }
 
 /// Names a point or a claim, uniquely over all generations of a machine: `g<generation>-<number>`.

@@ -10,6 +10,7 @@
 
 pub mod blockmap;
 pub mod branches;
+pub mod catalogue;
 pub mod changes;
 pub mod check;
 pub mod cipher;
@@ -18,15 +19,19 @@ pub mod commit;
 pub mod delta;
 pub mod digest;
 pub mod elapsed;
+pub mod holds;
 pub mod inspect;
 pub mod intervals;
 pub mod jobs;
 pub mod keys;
 pub mod line;
 pub mod listing;
+pub mod pins;
 pub mod point;
+pub mod prune;
 pub mod replicate;
 pub mod restore;
+pub mod retention;
 pub mod seed;
 pub mod source;
 pub mod store;

@@ -1,4 +1,8 @@
 //! What a vault holds: its machines and their points. Read from the vault alone; no local state is asked.
+//!
+//! Above the floor of the newest catalogue the line's entries count, at or below it the catalogue alone: an entry that
+//! pruning could not delete is no point. The line is listed before the catalogue is read, so that an entry that
+//! is missing in the one is in the other.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -11,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::branches;
+use crate::catalogue::{self, Catalogue};
 use crate::keys::{self, PointId};
 use crate::point::{self, EntryKind, Gap, Header};
 use crate::vault::Vault;
@@ -109,6 +114,9 @@ pub struct PointInfo {
     /// The cut of the machine's consistency group that it is a share of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupShare>,
+    /// It stays until it is unpinned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// It stands on a branch: nothing of the owning generation was built on it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub branch: bool,
@@ -131,6 +139,7 @@ impl From<Header> for PointInfo {
             disks: header.disks.into_iter().map(summary).collect(),
             group: header.group.map(|group| GroupShare { name: group.name, cut: group.cut, complete: None }),
             branch: false,
+            pinned: false,
         }
     }
 }
@@ -143,7 +152,8 @@ pub async fn machines(vault: &Vault) -> Result<Vec<String>> {
 /// The points of `machine`, oldest first, those of its branches among them. Those of a consistency group say whether their
 /// group has the whole cut.
 pub async fn points(vault: &Vault, machine: &str) -> Result<Vec<PointInfo>> {
-    let line = headers(vault, machine).await?;
+    let view = View::load(vault, machine).await?;
+    let line = view.headers(vault).await?;
     let owned = owned(&line);
     let headers = by_time(line, branches::headers(vault, machine).await?);
     let others = cuts_of_others(vault, machine, &headers).await?;
@@ -153,7 +163,7 @@ pub async fn points(vault: &Vault, machine: &str) -> Result<Vec<PointInfo>> {
             others.all(|cuts| cuts.contains(&group.cut))
         });
         let branch = !owned.contains(&header.id());
-        let mut info = PointInfo { branch, ..PointInfo::from(header) };
+        let mut info = PointInfo { branch, ..view.info(header) };
         info.group.iter_mut().for_each(|group| group.complete = complete);
         info
     };
@@ -216,8 +226,49 @@ async fn cuts_of_others(
 
 /// The headers of all entries of `machine`, in the order of the line.
 pub async fn headers(vault: &Vault, machine: &str) -> Result<Vec<Header>> {
-    let numbers = numbers(vault, machine).await?;
-    stream::iter(numbers).map(|number| header(vault, machine, number)).buffered(PARALLEL).try_collect().await
+    View::load(vault, machine).await?.headers(vault).await
+}
+
+/// What exists of a machine, at one look.
+struct View {
+    catalogue: Catalogue,
+    /// The numbers of its entries, in order.
+    numbers: Vec<u64>,
+}
+
+impl View {
+    async fn load(vault: &Vault, machine: &str) -> Result<Self> {
+        keys::check_name("machine", machine)?;
+        let listed = vault.store.list(&keys::line_folder(machine)).await?;
+        let catalogue = catalogue::newest(vault, machine).await?;
+        let mut numbers = catalogue.numbers();
+        let above = listed.iter().filter_map(|object| keys::parse_line_entry(&object.key));
+        numbers.extend(above.filter(|number| *number > catalogue.floor));
+        if numbers.is_empty() {
+            let message = format!("the vault at {} has no such machine", vault.store.url());
+            let remedy = "`lifeboat machines` lists what the vault holds";
+            return Err(Error::new(Kind::NotFound, machine, message).remedy(remedy));
+        }
+        Ok(Self { catalogue, numbers })
+    }
+
+    async fn headers(&self, vault: &Vault) -> Result<Vec<Header>> {
+        let read = |number| self.header(vault, number);
+        stream::iter(self.numbers.iter().copied()).map(read).buffered(PARALLEL).try_collect().await
+    }
+
+    async fn header(&self, vault: &Vault, number: u64) -> Result<Header> {
+        match self.catalogue.header(number) {
+            Some(header) => Ok(header.clone()),
+            None => header(vault, &self.catalogue.machine, number).await,
+        }
+    }
+
+    fn info(&self, header: Header) -> PointInfo {
+        let mut info = PointInfo::from(header);
+        info.pinned = self.catalogue.pins.contains(&info.id);
+        info
+    }
 }
 
 /// The point that `name` names.
@@ -226,31 +277,29 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
         let message = format!("has no point {name}");
         Error::new(Kind::NotFound, machine, message).remedy("`lifeboat points` lists the machine's points")
     };
+    let mut view = View::load(vault, machine).await?;
     if let PointName::Id(id) = name {
-        keys::check_name("machine", machine)?;
-        return match find(vault, machine, *id).await {
-            Ok(header) if header.is_point() => Ok(header.into()),
+        return match find_by(vault, &view.catalogue, *id).await {
+            Ok(header) if header.is_point() => Ok(view.info(header)),
             Ok(_) => Err(missing()),
-            // Tells an unknown machine from an unknown point.
-            Err(e) if e.kind == Kind::NotFound => numbers(vault, machine).await.and(Err(missing())),
+            Err(e) if e.kind == Kind::NotFound => Err(missing()),
             Err(e) => Err(e),
         };
     }
     // An old instant is found by reading all headers, many at a time; the newest point needs but one or two.
     let mut known: HashMap<u64, Header> = HashMap::new();
     if matches!(name, PointName::At(_) | PointName::LatestApplication) {
-        known.extend(headers(vault, machine).await?.into_iter().map(|header| (header.number, header)));
+        known.extend(view.headers(vault).await?.into_iter().map(|header| (header.number, header)));
     }
-    let mut numbers = numbers(vault, machine).await?;
-    while let Some(number) = numbers.pop() {
+    while let Some(number) = view.numbers.pop() {
         let header = match known.remove(&number) {
             Some(header) => header,
-            None => header(vault, machine, number).await?,
+            None => view.header(vault, number).await?,
         };
         if !header.is_point() {
             // Between a claim and the point that it forks from lies a branch that lost.
             let fork = header.parent.map_or(0, |fork| fork.number);
-            numbers.retain(|number| *number <= fork);
+            view.numbers.retain(|number| *number <= fork);
             continue;
         }
         let wanted = match name {
@@ -259,27 +308,25 @@ pub async fn resolve(vault: &Vault, machine: &str, name: &PointName) -> Result<P
             _ => true,
         };
         if wanted {
-            return Ok(header.into());
+            return Ok(view.info(header));
         }
     }
     Err(missing())
 }
 
-async fn numbers(vault: &Vault, machine: &str) -> Result<Vec<u64>> {
-    keys::check_name("machine", machine)?;
-    let listed = vault.store.list(&keys::line_folder(machine)).await?;
-    let numbers: Vec<u64> = listed.iter().filter_map(|object| keys::parse_line_entry(&object.key)).collect();
-    if numbers.is_empty() {
-        let message = format!("the vault at {} has no such machine", vault.store.url());
-        let remedy = "`lifeboat machines` lists what the vault holds";
-        return Err(Error::new(Kind::NotFound, machine, message).remedy(remedy));
-    }
-    Ok(numbers)
-}
-
 /// What the entry `id` says about itself, wherever it stands.
 pub async fn find(vault: &Vault, machine: &str, id: PointId) -> Result<Header> {
-    let found = header(vault, machine, id.number).await;
+    find_by(vault, &catalogue::newest(vault, machine).await?, id).await
+}
+
+async fn find_by(vault: &Vault, catalogue: &Catalogue, id: PointId) -> Result<Header> {
+    let machine = catalogue.machine.as_str();
+    let pruned = || Error::new(Kind::NotFound, machine, format!("has no point {id}: it was pruned"));
+    let found = if id.number > catalogue.floor {
+        header(vault, machine, id.number).await
+    } else {
+        catalogue.header(id.number).cloned().ok_or_else(pruned)
+    };
     if matches!(&found, Ok(header) if header.id() == id) {
         return found;
     }
@@ -292,7 +339,7 @@ pub async fn find(vault: &Vault, machine: &str, id: PointId) -> Result<Header> {
     }
 }
 
-/// The header of entry `number` of the line: one request, two for a machine with very many disks.
+/// The header of entry `number` of the line, which is above the floor: one request, two for a machine with very many disks.
 pub async fn header(vault: &Vault, machine: &str, number: u64) -> Result<Header> {
     header_in(vault, machine, &keys::line_folder(machine), number).await
 }

@@ -302,6 +302,30 @@ fn checked_header(named: &Named, prefix: &Prefix, units: &Units, start: &[u8]) -
     serde_json::from_slice(header).map_err(|e| corrupt(&format!("its header: {e}")))
 }
 
+/// How many bytes from an entry's start suffice for [`decode_start`], given its first bytes.
+pub fn list_end(object: &str, start: &[u8]) -> Result<usize> {
+    let prefix = decode_prefix(start).map_err(|what| unreadable(object, what))?;
+    Ok(prefix.end + prefix.header + prefix.list)
+}
+
+/// Reads what the entry `named` says about itself and which deltas it consists of out of its first bytes. Without
+/// encryption nothing guards the list there: it says what the entry means to have, and nothing is read by it.
+pub fn decode_start(named: &Named, start: &[u8]) -> Result<(Header, Vec<DeltaRef>)> {
+    let corrupt = |what: &str| unreadable(&named.object, what);
+    let prefix = decode_prefix(start).map_err(corrupt)?;
+    let units = named.opener(prefix.salt)?;
+    let header = checked_header(named, &prefix, &units, start)?;
+    let list_at = prefix.end + prefix.header;
+    let list = start.get(list_at..list_at + prefix.list);
+    let list = units.open(
+        &named.object,
+        DIRECTORY,
+        list.ok_or_else(|| corrupt("its list of deltas is cut off"))?,
+    )?;
+    let list = decode_list(&list).map_err(|e| corrupt(&format!("its list of deltas: {e}")))?;
+    Ok((header, list))
+}
+
 /// Reads the whole entry `named`.
 pub fn decode(named: &Named, bytes: &[u8]) -> Result<Entry> {
     let corrupt = |what: &str| unreadable(&named.object, what);

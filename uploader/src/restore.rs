@@ -7,6 +7,8 @@
 //! A file appears under its final name by rename, after it was synced, so that name never shows a half-written disk.
 //! Until then it is called `.<disk>.raw.partial` and is locked. Death at any moment leaves at most partial files, which
 //! the next restore to the same folder replaces; an error removes them.
+//!
+//! The point is held from before its map is read until the end, so that a pruning that runs meanwhile leaves all of it.
 
 mod output;
 mod plan;
@@ -23,8 +25,9 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
 use crate::blockmap::{self, BlockMap};
+use crate::holds::Hold;
 use crate::keys::PointId;
-use crate::listing::{self, PointName};
+use crate::listing::{self, PointInfo, PointName};
 use crate::point::Gap;
 use crate::vault::Vault;
 use output::Output;
@@ -103,7 +106,20 @@ pub async fn restore(vault: &Vault, request: &Request, progress: Progress) -> Re
     if !request.force {
         names.iter().try_for_each(|name| refuse_existing(&final_path(&request.to, name)))?;
     }
-    let map = blockmap::load(vault, &request.machine, point.id, &request.disks).await?;
+    let hold = Hold::take(vault, &request.machine, point.id).await?;
+    let restored = restore_held(vault, request, &point, &hold, progress).await;
+    hold.release().await;
+    restored
+}
+
+async fn restore_held(
+    vault: &Vault,
+    request: &Request,
+    point: &PointInfo,
+    hold: &Hold,
+    progress: Progress,
+) -> Result<Restored> {
+    let map = blockmap::load_held(vault, &hold.catalogue, point.id, &request.disks).await?;
     let total = map.disks.iter().map(blockmap::DiskMap::data_bytes).sum();
     durable::make_folder(Step::RestoreFolder, &request.to)
         .map_err(|e| Error::io("create the folder", &request.to, e))?;

@@ -93,6 +93,21 @@ pub struct Listed {
     pub key: String,
     /// Its size in bytes.
     pub size: u64,
+    /// When it was written, by the store's clock.
+    pub modified: Timestamp,
+}
+
+impl From<object_store::ObjectMeta> for Listed {
+    fn from(meta: object_store::ObjectMeta) -> Self {
+        Self { modified: modified(&meta), key: meta.location.into(), size: meta.size }
+    }
+}
+
+/// When an object was written, by the store's clock.
+fn modified(meta: &object_store::ObjectMeta) -> Timestamp {
+    let (second, part) = (meta.last_modified.timestamp(), meta.last_modified.timestamp_subsec_nanos());
+    // A time that no store can mean is taken for a late one: what is young is never deleted.
+    Timestamp::new(second, i32::try_from(part).unwrap_or(0)).unwrap_or(Timestamp::MAX)
 }
 
 /// What a store says of an object besides its content.
@@ -270,13 +285,7 @@ impl Store {
         let options = GetOptions { head: true, ..GetOptions::default() };
         let got = self.inner.get_opts(&Path::from(key), options).await;
         let got = got.map_err(|e| self.error("look at", key, e))?;
-        let modified = got.meta.last_modified;
-        let modified = Timestamp::new(modified.timestamp(), 0).map_err(|e| {
-            Error::corrupt(
-                self.name_of(key),
-                format!("the store says that it was written at {modified}: {e}"),
-            )
-        })?;
+        let modified = modified(&got.meta);
         let storage_class =
             got.attributes.get(&Attribute::StorageClass).map(|class| class.as_ref().to_owned());
         Ok(Described { modified, version: got.meta.version, storage_class })
@@ -298,9 +307,7 @@ impl Store {
         found: BoxStream<'static, object_store::Result<object_store::ObjectMeta>>,
     ) -> Result<Vec<Listed>> {
         self.counters.lists.fetch_add(1, Relaxed);
-        let to_listed =
-            |meta: object_store::ObjectMeta| Listed { key: meta.location.into(), size: meta.size };
-        let mut found: Vec<Listed> = match found.map_ok(to_listed).try_collect().await {
+        let mut found: Vec<Listed> = match found.map_ok(Listed::from).try_collect().await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) if self.is_folder() => Vec::new(),
             Err(e) => return Err(self.error("list", folder, e)),

@@ -1,5 +1,6 @@
 //! Test parts: a machine behind a real proxy, stores that fail on request, a vault read back as plain bytes.
 
+mod clocked;
 mod faults;
 mod lying;
 mod rig;
@@ -9,12 +10,13 @@ use std::sync::{Arc, Mutex};
 
 use object_store::memory::InMemory;
 
-use crate::blockmap::{self, Held};
+use crate::blockmap::{self, BlockMap, Held};
 use crate::cipher::{Cipher, DataKey};
 use crate::keys::PointId;
 use crate::store::Store;
 use crate::vault::{Protection, Vault};
 
+pub(crate) use clocked::Clocked;
 pub(crate) use faults::{Ask, Fault, Faulty};
 pub(crate) use lying::{Lie, Lying};
 pub(crate) use rig::Rig;
@@ -97,7 +99,11 @@ pub(crate) async fn contents(
     machine: &str,
     point: PointId,
 ) -> nbd_proxy::Result<BTreeMap<String, Vec<u8>>> {
-    let map = blockmap::load(vault, machine, point, &[]).await?;
+    contents_of(&blockmap::load(vault, machine, point, &[]).await?).await
+}
+
+/// What a block map says of each disk, byte by byte, every frame verified.
+pub(crate) async fn contents_of(map: &BlockMap) -> nbd_proxy::Result<BTreeMap<String, Vec<u8>>> {
     let at = |n: u64| usize::try_from(n).unwrap();
     let mut disks = BTreeMap::new();
     for disk in &map.disks {

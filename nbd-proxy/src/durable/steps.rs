@@ -121,7 +121,7 @@ steps! {
     /// An old job's record goes.
     JobForgotten: Remove SyncFolder;
 
-    // A vault: uploader/src/store/open.rs, vault.rs, cipher/ring.rs, seed.rs, commit.rs, line.rs
+    // A vault: uploader/src/store/open.rs, vault.rs, cipher/ring.rs, seed.rs, commit.rs, line.rs, catalogue.rs, holds.rs, prune/
     /// The folder that is a vault.
     VaultFolder: Create;
     /// The marker that makes it one.
@@ -138,6 +138,18 @@ steps! {
     DeltaPut: Put;
     /// An entry of the line, which commits what it names.
     EntryPut: Put;
+    /// A catalogue, which says what thinning left.
+    CataloguePut: Put;
+    /// A reader's hold.
+    HoldPut: Put;
+    /// The reader is done.
+    HoldDeleted: Delete;
+    /// An object that is written to learn the store's time.
+    ClockPut: Put;
+    /// The time is known.
+    ClockDeleted: Delete;
+    /// An object that nobody needs goes.
+    Swept: Delete;
 
     // A restore: uploader/src/restore.rs, uploader/src/restore/output.rs
     /// The folder that a restore writes to.

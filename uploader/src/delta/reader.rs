@@ -53,6 +53,12 @@ impl DeltaReader {
         self.store.name_of(&self.place.key)
     }
 
+    /// Where the delta's bytes are.
+    #[cfg(test)]
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Fetches `frames`, which must follow each other, in one request; they come unchecked and packed.
     pub async fn fetch(&self, frames: Range<usize>) -> Result<Bytes> {
         let run = &self.index.frames[frames];

@@ -18,8 +18,10 @@ async fn every_object_of_a_vault_can_be_taken_apart() {
     rig.churn(2);
     handle.cut().await.unwrap();
     handle.stop().await;
+    let newest = listing::resolve(&vault, "m", &listing::PointName::Latest).await.unwrap().id;
+    crate::pins::pin(&vault, "m", newest).await.unwrap();
 
-    let (mut claims, mut points, mut deltas, mut embedded) = (0, 0, 0, 0);
+    let (mut claims, mut points, mut deltas, mut embedded, mut catalogues) = (0, 0, 0, 0, 0);
     for object in vault.store.list("machines").await.unwrap() {
         let bytes = vault.store.get(&object.key, 1 << 30).await.unwrap();
         let description = decode(&vault.named(&object.key), &bytes).unwrap();
@@ -35,6 +37,7 @@ async fn every_object_of_a_vault_can_be_taken_apart() {
                 embedded += usize::from(entry.embedded.is_some());
             }
             Description::Entry(_) => claims += 1,
+            Description::Catalogue(catalogue) => catalogues += catalogue.pins.len(),
             sealed => panic!("{sealed}"),
         }
         let mut flipped = bytes.to_vec();
@@ -44,7 +47,10 @@ async fn every_object_of_a_vault_can_be_taken_apart() {
         assert_eq!((error.kind, &error.object), (Kind::Corrupt, &vault.store.name_of(&object.key)));
     }
     assert_eq!(points, listing::points(&vault, "m").await.unwrap().len());
-    assert!(claims == 1 && deltas > 0 && embedded > 0, "{claims} {deltas} {embedded}");
+    assert!(
+        claims == 1 && deltas > 0 && embedded > 0 && catalogues == 1,
+        "{claims} {deltas} {embedded} {catalogues}"
+    );
 }
 
 #[test]

@@ -38,6 +38,21 @@ fn names_that_no_store_could_hold_are_refused() {
 }
 
 #[test]
+fn a_deltas_name_says_for_which_entry_it_was_made() {
+    assert_eq!(parse_delta(&new_delta(17, None)), Some(17));
+    for wrong in
+        ["", "17", "00000000000000000017", "00000000000000000017-", "17-0123456789abcdef0123456789abcdef"]
+    {
+        assert_eq!(parse_delta(wrong), None, "{wrong}");
+    }
+    let key = catalogue("m", 3);
+    assert_eq!(
+        (key.as_str(), parse_line_entry(&key)),
+        ("machines/m/catalogue/00000000000000000003", Some(3))
+    );
+}
+
+#[test]
 fn branches_have_names_of_their_own() {
     let writer = Uuid::from_u128(0xab);
     let folder = branch_folder("m", 3, writer);

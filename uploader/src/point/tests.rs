@@ -53,6 +53,10 @@ fn an_entry_is_read_back() {
     let end = header_end("e", &bytes[..48]).unwrap();
     assert_eq!(decode_header(&Named::plain("e"), &bytes[..end]).unwrap(), header, "the header stands alone");
     assert_eq!(decode_header(&Named::plain("e"), &bytes[..end - 1]).unwrap_err().kind, Kind::Corrupt);
+    let end = list_end("e", &bytes[..48]).unwrap();
+    let start = decode_start(&Named::plain("e"), &bytes[..end]).unwrap();
+    assert_eq!(start, (header.clone(), list), "and so does the list after it");
+    assert_eq!(decode_start(&Named::plain("e"), &bytes[..end - 1]).unwrap_err().kind, Kind::Corrupt);
     assert_eq!(owner_of(&Named::plain("e"), &bytes).unwrap(), header.owner());
 }
 
@@ -103,5 +107,7 @@ proptest! {
         let _ = decode(&Named::plain("e"), &bytes);
         let _ = decode_header(&Named::plain("e"), &bytes);
         let _ = header_end("e", &bytes);
+        let _ = list_end("e", &bytes);
+        let _ = decode_start(&Named::plain("e"), &bytes);
     }
 }

@@ -32,6 +32,7 @@ use super::state::State;
 use super::status::{Phase, Status};
 use super::throttle::Throttle;
 use super::{Connect, Inbox, OnFenced, Settings, Waiter};
+use crate::catalogue;
 use crate::commit::{self, Committed, Outcome};
 use crate::digest::Digest;
 use crate::line::{Appended, Writer};
@@ -208,6 +209,8 @@ impl Context {
             }
         }
         let Some(fork) = ready.state.point.filter(|point| point.number < first) else { return Ok(()) };
+        // A pruning that was planned before the claim was there cannot publish after this.
+        catalogue::touch(&ready.vault, &self.settings.machine).await?;
         match listing::find(&ready.vault, &self.settings.machine, fork).await {
             Ok(_) => Ok(()),
             Err(e) if e.kind == Kind::NotFound => {

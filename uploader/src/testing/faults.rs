@@ -10,7 +10,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 /// What becomes of a request.
@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     AfterLate,
     /// Refused for want of rights.
     Denied,
+    /// The store says that there is no such object.
+    Missing,
 }
 
 /// What is asked of the store.
@@ -39,15 +41,16 @@ pub(crate) enum Fault {
 pub(crate) enum Ask {
     Put,
     Get,
+    Delete,
 }
 
-type Plan = Box<dyn Fn(u64, Ask, &str) -> Fault + Send + Sync>;
+type Plan = Arc<dyn Fn(u64, Ask, &str) -> Fault + Send + Sync>;
 
 /// An in-memory store under a plan: the number, kind and key of a request decide its fate. Listings are never disturbed.
 pub(crate) struct Faulty {
     pub inner: Arc<InMemory>,
     plan: Plan,
-    requests: AtomicU64,
+    requests: Arc<AtomicU64>,
     pub hung: tokio::sync::Notify,
     late: Mutex<Vec<(Path, PutPayload, PutOptions)>>,
 }
@@ -59,8 +62,8 @@ impl Faulty {
     ) -> Arc<Self> {
         Arc::new(Self {
             inner,
-            plan: Box::new(plan),
-            requests: AtomicU64::new(0),
+            plan: Arc::new(plan),
+            requests: Arc::default(),
             hung: tokio::sync::Notify::new(),
             late: Mutex::default(),
         })
@@ -78,6 +81,11 @@ impl Faulty {
 
     fn fate(&self, ask: Ask, key: &Path) -> Fault {
         (self.plan)(self.requests.fetch_add(1, SeqCst), ask, key.as_ref())
+    }
+
+    /// How many requests were made, listings not counted.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(SeqCst)
     }
 
     async fn decide<T>(
@@ -102,6 +110,7 @@ impl Faulty {
             Fault::Denied => {
                 Err(Error::PermissionDenied { path: key.to_string(), source: "AccessDenied".into() })
             }
+            Fault::Missing => Err(Error::NotFound { path: key.to_string(), source: "gone".into() }),
         }
     }
 
@@ -150,7 +159,25 @@ impl ObjectStore for Faulty {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        let (inner, plan, requests) =
+            (Arc::clone(&self.inner), Arc::clone(&self.plan), Arc::clone(&self.requests));
+        let delete = move |location: Result<Path>| {
+            let (inner, plan, requests) = (Arc::clone(&inner), Arc::clone(&plan), Arc::clone(&requests));
+            async move {
+                let location = location?;
+                let lost = || Error::Generic { store: "faulty", source: "connection reset".into() };
+                let denied =
+                    || Error::PermissionDenied { path: location.to_string(), source: "AccessDenied".into() };
+                match plan(requests.fetch_add(1, SeqCst), Ask::Delete, location.as_ref()) {
+                    Fault::Before => Err(lost()),
+                    Fault::After => inner.delete(&location).await.and(Err(lost())),
+                    Fault::Denied => Err(denied()),
+                    Fault::HangBefore => std::future::pending().await,
+                    _ => inner.delete(&location).await.map(|()| location),
+                }
+            }
+        };
+        locations.then(delete).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
