@@ -26,7 +26,7 @@ fn protected(key: &str) -> (Site, [Vec<u8>; 2]) {
     let mut shown = Vec::new();
     for byte in [0x11_u8, 0x22] {
         let mut client = Client::connect(&site.socket("root"), "web1/root").unwrap();
-        client.write(&b"a marker on the disk. ".repeat(4000), u64::try_from(byte).unwrap() << 16).unwrap();
+        client.write(&b"a marker on the disk. ".repeat(4000), u64::from(byte) << 16).unwrap();
         client.flush().unwrap();
         client.close().unwrap();
         site.ok(&["wait", "web1", "--for", "protected", "--timeout", "60s"]);
