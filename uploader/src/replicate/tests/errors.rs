@@ -203,7 +203,8 @@ async fn a_vault_out_of_reach_is_tried_after_1_2_4_8_10_30_and_30_minutes_and_at
     let before = tries.lock().unwrap().len();
     handle.resume().await.unwrap();
     wait_for(&handle, "tried again", |_| tries.lock().unwrap().len() == before + 1).await;
-    assert_eq!(tries.lock().unwrap()[before], tries.lock().unwrap()[before - 1], "no time has passed");
+    let tries = tries.lock().unwrap();
+    assert_eq!(tries[before], tries[before - 1], "no time has passed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
