@@ -6,7 +6,8 @@
 //! advanced, which is a step too.
 //!
 //! A program's state is a function of what it has been told so far, so two ways to the same store, clock and tales are one, and
-//! only one is followed further.
+//! only one is followed further. A reply changes nothing but who gets it: once time cannot pass any more, it makes no
+//! difference what others do before it, so nothing is tried before it.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet};
@@ -120,7 +121,7 @@ pub struct World {
 }
 
 impl World {
-    /// Time can pass so often, by [`BOUND`] each, and so many faults happen.
+    /// Time can pass so often, by twice [`BOUND`] each, and so many faults happen.
     pub fn new(time: u32, faults: u32) -> Self {
         let state = State { time_left: time, faults_left: faults, ..State::default() };
         Self { state: Arc::new(Mutex::new(state)), programs: Vec::new(), path: Vec::new() }
@@ -153,7 +154,10 @@ impl World {
         let state = lock(&self.state);
         let mut moves = Vec::new();
         let faults = state.faults_left > 0;
-        for (program, before) in state.before.iter().enumerate() {
+        let replied = state.before.iter().position(|before| *before == Some(Before::Reply));
+        let only = replied.filter(|_| state.time_left == 0);
+        let chosen = |program: &usize| only.is_none_or(|only| only == *program);
+        for (program, before) in state.before.iter().enumerate().filter(|(program, _)| chosen(program)) {
             let mut can = |fate| moves.push(Move::Program(program, fate));
             match before {
                 Some(Before::Until(time)) if *time <= state.clock => can(Fate::Well),
@@ -175,7 +179,7 @@ impl World {
                 _ => {}
             }
         }
-        if !state.late.is_empty() {
+        if !state.late.is_empty() && only.is_none() {
             moves.push(Move::Land);
         }
         if state.time_left > 0 && self.programs.iter().any(Option::is_some) {
@@ -207,7 +211,7 @@ impl World {
             Move::Time => {
                 let mut state = lock(&self.state);
                 state.time_left -= 1;
-                state.clock += BOUND;
+                state.clock += 2 * BOUND;
             }
         }
     }
