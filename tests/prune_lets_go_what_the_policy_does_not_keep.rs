@@ -16,12 +16,12 @@ use lab::lifeboat::{number, text};
 use lab::process::Process;
 use lab::{MIB, Random, Scratch, judge, scale};
 use serde_json::Value;
-use uploader::cipher::{Encryption, Named};
+use uploader::cipher::Named;
 use uploader::delta::{DeltaWriter, Encoded};
 use uploader::keys::{self, PointId};
 use uploader::point::{self, DeltaRef, EntryKind, Header, PointDisk};
 use uploader::store::StoreConfig;
-use uploader::vault::Vault;
+use uploader::vault::{Protection, Vault};
 
 /// The most that any command or daemon on the vault's side holds.
 const MEMORY_MAX: u64 = 300 * MIB;
@@ -39,7 +39,7 @@ impl Made {
         let scratch = Scratch::new();
         let config = StoreConfig { url: url(&scratch), ..StoreConfig::default() };
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let vault = runtime.block_on(Vault::open_or_create(&config, Encryption::None)).expect("a vault");
+        let vault = runtime.block_on(Vault::open_or_create(&config, &Protection::None)).expect("a vault");
         let start: jiff::Timestamp = "2020-01-01T00:00:00Z".parse().expect("a time");
         let mut random = Random::new(11);
         let mut disk = vec![0; DISK];
