@@ -259,7 +259,8 @@ async fn stalled(stall: Stall, first_copy: bool) -> bool {
         let generation = point.point.generation;
         let on_branch = |point: &listing::PointInfo| point.branch && point.generation == generation;
         let branched = sites.exact(|info| on_branch(info) && info.id.number >= point.point.number).await;
-        assert_eq!(branched, 2, "{stall:?}");
+        // And what came by itself meanwhile.
+        assert!(branched >= 2, "{stall:?}: {branched}");
     }
     // It stays where it is over a restart, whatever stands in freed names.
     loser.stop().await;
