@@ -257,18 +257,22 @@ impl Host {
             printed.lines().filter(|line| line.bytes().all(|byte| byte.is_ascii_hexdigit())).collect();
         let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).expect("two digits");
         let bytes: Vec<u8> = (0..digits.len() / 2).map(|at| byte(2 * at)).collect();
-        let slots = bytes.chunks(bytes.len() / 2).filter(|slot| slot.starts_with(b"LBINTENT"));
-        let eight =
-            |slot: &[u8], at: usize| u64::from_le_bytes(slot[at..at + 8].try_into().expect("eight bytes"));
-        let map = |slot: &[u8]| {
-            slot[4096..4096 + usize::try_from(eight(slot, 48) & 0xFFFF_FFFF).expect("small")].to_vec()
+        let number = |sector: &[u8], at: usize| {
+            u64::from_le_bytes(sector[at..at + 8].try_into().expect("eight bytes"))
+        };
+        let sound = |sector: &[u8]| {
+            let sum = crc32c::crc32c_append(crc32c::crc32c(&sector[..20]), &sector[24..]);
+            sector.starts_with(b"LBINTEN1") && sector[20..24] == sum.to_le_bytes()
         };
         let whole = |slot: &&[u8]| {
-            let sum = crc32c::crc32c_append(crc32c::crc32c(&slot[8..52]), &map(slot));
-            eight(slot, 48) >> 32 == u64::from(sum)
+            slot.chunks(512).all(|sector| sound(sector) && number(sector, 8) == number(slot, 8))
         };
-        let newest = slots.filter(whole).max_by_key(|slot| eight(slot, 8)).expect("a readable slot");
-        map(newest).iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>() * 4 * MIB
+        let newest = bytes.chunks(bytes.len() / 2).filter(whole).max_by_key(|slot| number(slot, 8));
+        let payload: Vec<u8> =
+            newest.expect("a readable slot").chunks(512).flat_map(|sector| sector[24..].to_vec()).collect();
+        let len = u32::from_le_bytes(payload[..4].try_into().expect("four bytes"));
+        let map = &payload[4 + 32..4 + usize::try_from(len).expect("small")];
+        map.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>() * 4 * MIB
     }
 }
 

@@ -171,9 +171,10 @@ impl fmt::Display for Undeleted {
     }
 }
 
+/// As from a bucket that we may only read: whoever can do without writing does.
 fn read_only<T>() -> Result<T> {
     let source = "what was deleted or written over is only looked at: leave --undelete out to write".into();
-    Err(Error::NotSupported { source })
+    Err(Error::PermissionDenied { path: String::new(), source })
 }
 
 #[async_trait::async_trait]
