@@ -60,7 +60,9 @@ enum Before {
     Arrival {
         put: bool,
     },
-    Reply,
+    Reply {
+        put: bool,
+    },
     /// Nothing, until then.
     Until(Duration),
 }
@@ -83,6 +85,8 @@ struct State {
     clock: Duration,
     time_left: u32,
     faults_left: u32,
+    /// Not only puts can be lost.
+    reads_too: bool,
     before: Vec<Option<Before>>,
     told: Vec<u64>,
     fate: Option<Fate>,
@@ -127,6 +131,11 @@ impl World {
         Self { state: Arc::new(Mutex::new(state)), programs: Vec::new(), path: Vec::new() }
     }
 
+    /// Reads, which change nothing, can be lost as well.
+    pub fn lose_reads_too(&self) {
+        lock(&self.state).reads_too = true;
+    }
+
     /// Something is there from the beginning.
     pub fn put(&self, key: &str, bytes: Bytes) {
         assert!(lock(&self.state).create(key, bytes));
@@ -154,26 +163,20 @@ impl World {
         let state = lock(&self.state);
         let mut moves = Vec::new();
         let faults = state.faults_left > 0;
-        let replied = state.before.iter().position(|before| *before == Some(Before::Reply));
+        let replied = state.before.iter().position(|before| matches!(before, Some(Before::Reply { .. })));
         let only = replied.filter(|_| state.time_left == 0);
         let chosen = |program: &usize| only.is_none_or(|only| only == *program);
         for (program, before) in state.before.iter().enumerate().filter(|(program, _)| chosen(program)) {
             let mut can = |fate| moves.push(Move::Program(program, fate));
             match before {
                 Some(Before::Until(time)) if *time <= state.clock => can(Fate::Well),
-                Some(Before::Arrival { put }) => {
+                Some(Before::Arrival { put } | Before::Reply { put }) => {
                     can(Fate::Well);
-                    if faults {
+                    if faults && (*put || state.reads_too) {
                         can(Fate::Lost);
                     }
-                    if faults && *put {
+                    if faults && matches!(before, Some(Before::Arrival { put: true })) {
                         can(Fate::Late);
-                    }
-                }
-                Some(Before::Reply) => {
-                    can(Fate::Well);
-                    if faults {
-                        can(Fate::Lost);
                     }
                 }
                 _ => {}
@@ -317,7 +320,8 @@ impl Seat {
         effect: impl FnOnce(&mut State) -> T + Send,
     ) -> Result<T> {
         let lost = || Error::Generic { store: "world", source: "lost".into() };
-        match self.stand(Before::Arrival { put: late.is_some() }).await {
+        let put = late.is_some();
+        match self.stand(Before::Arrival { put }).await {
             Fate::Well => {}
             Fate::Lost => return Err(lost()),
             Fate::Late => {
@@ -325,11 +329,16 @@ impl Seat {
                 return Err(lost());
             }
         }
-        let answer = effect(&mut lock(&self.state));
-        if self.stand(Before::Reply).await == Fate::Lost {
+        let answer = {
+            let mut state = lock(&self.state);
+            let answer = effect(&mut state);
+            // It is on its way: two states with different answers on their way are two.
+            state.tell(self.program, &answer);
+            answer
+        };
+        if self.stand(Before::Reply { put }).await == Fate::Lost {
             return Err(lost());
         }
-        lock(&self.state).tell(self.program, &answer);
         Ok(answer)
     }
 
