@@ -25,7 +25,8 @@
 //!    its name been freed, the newest entry would stand above it, now and for ever. If there are some, ours is taken for
 //!    nothing, even if it might count: the newest entry says who owns the line, and if that is not us we are fenced.
 //!
-//! The same goes for an entry of ours that is found (its reply was lost): an earlier attempt may have created it in a freed name. An
+//! The same goes for an entry of ours that is found (its reply was lost): an earlier attempt may have created it in a freed name, maybe in
+//! the very moment between our listing a name and reading what stands there, which therefore have to be less than [`BOUND`] apart. An
 //! entry that stands in a freed name is no harm: nobody's parent, below what readers look at, deleted by the next pruning.
 //! Asking the line itself, and not what pruning says it has deleted, keeps the two apart: whatever deleted an entry in the middle, by
 //! marker or for good, a writer whose entry has a newer one above it does not go on.
@@ -181,8 +182,7 @@ impl Writer {
         let nobody = Owner { writer: Uuid::nil(), generation: 0 };
         let mut writer = Self::new(line, nobody, clock);
         for _ in 0..LOOKS {
-            let sent = writer.clock.now();
-            let newest = writer.line.newest_after(0).await?;
+            let (sent, newest) = writer.newest_after(0).await?;
             let head = newest.as_ref().map_or(0, |entry| entry.number);
             let Some((owner, entry)) = claim(newest.as_ref())? else { return Ok(None) };
             writer.owner = owner;
@@ -206,10 +206,9 @@ impl Writer {
     /// Whether something is above `head`, which is the last entry that we know of; [`Appended::Created`] is never the answer.
     /// Costs a listing: for a start, and after what went wrong.
     pub async fn find(&mut self, head: u64) -> Result<Option<Appended>> {
-        let sent = self.clock.now();
-        match self.line.newest_after(head).await? {
-            Some(newest) => self.judge(newest, sent).map(Some),
-            None => {
+        match self.newest_after(head).await? {
+            (sent, Some(newest)) => self.judge(newest, sent).map(Some),
+            (sent, None) => {
                 self.confirmed = Some(Confirmed { head, sent });
                 Ok(None)
             }
@@ -240,8 +239,8 @@ impl Writer {
             // Of an entry that is there we know only that it is younger than what confirmed our head.
             Some(before) => Confirmed { head: number, sent: if there.is_some() { before } else { sent } },
             None => {
-                let sent = self.clock.now();
-                if let Some(newest) = self.line.newest_after(number).await? {
+                let (sent, newest) = self.newest_after(number).await?;
+                if let Some(newest) = newest {
                     return self.judge(newest, sent);
                 }
                 Confirmed { head: number, sent }
@@ -249,6 +248,20 @@ impl Writer {
         };
         self.confirmed = Some(confirmed);
         Ok(there.map_or(Appended::Created, Appended::Ours))
+    }
+
+    /// The newest entry above `number`, and when that was asked. It is read after it was listed, and must be what was listed: in a long
+    /// stall between the two its name can have been freed, and an entry of ours that was late have taken it.
+    async fn newest_after(&self, number: u64) -> Result<(Moment, Option<Entry>)> {
+        for _ in 0..LOOKS {
+            let sent = self.clock.now();
+            let newest = self.line.newest_after(number).await?;
+            if newest.is_none() || self.clock.now().since(sent) < BOUND {
+                return Ok((sent, newest));
+            }
+        }
+        let message = "the store takes too long to say what is there";
+        Err(Error::new(Kind::Unavailable, self.line.store.name_of(&self.line.folder), message))
     }
 
     /// When our head was confirmed, if that is so short ago that the name of `number` cannot have been taken and freed since.
@@ -260,11 +273,10 @@ impl Writer {
 
     /// The name of `number` was taken, and then there was nothing.
     async fn vanished(&mut self, number: u64) -> Result<Appended> {
-        let sent = self.clock.now();
-        match self.line.newest_after(number).await? {
-            Some(newest) => self.judge(newest, sent),
+        match self.newest_after(number).await? {
+            (sent, Some(newest)) => self.judge(newest, sent),
             // Not what a store may do; the next attempt sees more.
-            None => {
+            (_, None) => {
                 let name = self.line.store.name_of(&self.line.key(number));
                 Err(Error::new(
                     Kind::Unavailable,
