@@ -32,7 +32,9 @@ impl Program {
     /// As a package manager does: the new file takes the name, the old one goes on running.
     fn replace(&self) {
         let new = self.0.with_extension("new");
-        std::fs::copy(env!("CARGO_BIN_EXE_lifeboat"), &new).expect("room for a copy");
+        // Not by this process: what another of its threads starts meanwhile would have the file open for writing until it is
+        // itself, and a file that is open so cannot be started.
+        run(Command::new("cp").arg(env!("CARGO_BIN_EXE_lifeboat")).arg(&new));
         std::fs::rename(&new, &self.0).expect("a new name");
     }
 
