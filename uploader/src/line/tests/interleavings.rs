@@ -200,7 +200,7 @@ fn one_line_whatever_request_is_lost_or_late() {
     let states = every_interleaving(|| {
         let mut world = world(1, 1);
         if scaled(0, 1) > 0 {
-            world.lose_reads_too();
+            world.lose_anything();
         }
         world.add(|seat| first(seat, 1));
         world.add(|seat| claimer(seat, 2, 1));

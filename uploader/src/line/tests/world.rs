@@ -85,8 +85,8 @@ struct State {
     clock: Duration,
     time_left: u32,
     faults_left: u32,
-    /// Not only puts can be lost.
-    reads_too: bool,
+    /// Not only puts of the first program can be lost.
+    anything: bool,
     before: Vec<Option<Before>>,
     told: Vec<u64>,
     fate: Option<Fate>,
@@ -131,9 +131,9 @@ impl World {
         Self { state: Arc::new(Mutex::new(state)), programs: Vec::new(), path: Vec::new() }
     }
 
-    /// Reads, which change nothing, can be lost as well.
-    pub fn lose_reads_too(&self) {
-        lock(&self.state).reads_too = true;
+    /// Not only puts of the first program can be lost, or late.
+    pub fn lose_anything(&self) {
+        lock(&self.state).anything = true;
     }
 
     /// Something is there from the beginning.
@@ -172,7 +172,8 @@ impl World {
                 Some(Before::Until(time)) if *time <= state.clock => can(Fate::Well),
                 Some(Before::Arrival { put } | Before::Reply { put }) => {
                     can(Fate::Well);
-                    if faults && (*put || state.reads_too) {
+                    let faults = faults && (state.anything || (*put && program == 0));
+                    if faults {
                         can(Fate::Lost);
                     }
                     if faults && matches!(before, Some(Before::Arrival { put: true })) {
