@@ -45,6 +45,20 @@ fn is_marked(disk: &TrackedDisk, range: &Range<u64>) -> bool {
 }
 
 #[test]
+fn a_write_waits_for_an_overlapping_one_in_flight() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, disk, mut replica) = protected(dir.path());
+    let half = disk.begin_write(0, &[2; 1024]);
+    let later = Arc::clone(&disk);
+    let writer = waiting(&disk, move || write(&*later, 512, &[3; 1024]));
+    disk.end_write(half);
+    writer.join().unwrap().unwrap();
+    replica.cycle(&machine).unwrap();
+    assert_eq!(replica.disks["d"], contents(dir.path(), "d"));
+    assert_eq!(replica.disks["d"][511..513], [2, 3]);
+}
+
+#[test]
 fn nothing_behind_a_gap_in_the_log_reaches_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, disk, mut replica) = protected(dir.path());
@@ -254,6 +268,32 @@ fn before_anybody_is_served_the_state_says_that_the_disk_is_open() {
     assert!(is_clean());
     host.open();
     assert!(!is_clean());
+}
+
+#[test]
+fn a_log_goes_only_after_the_state_says_that_it_does_not_count() {
+    let mut host = Host::new();
+    let mut replica = Replica::default();
+    host.check(&mut replica);
+    (0..13).for_each(|at| write(host.disk(), at << 20, &[7; 1 << 20]).unwrap());
+    let segments = |host: &Host| {
+        let entries = std::fs::read_dir(host.log_folder()).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let mut found: Vec<_> =
+            paths.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
+        found.sort();
+        found
+    };
+    std::fs::remove_file(&segments(&host)[0]).unwrap();
+    let damaged = segments(&host);
+    // What the next open saw, the one after it must see as well, unless it was told.
+    let dead = arm(&[("StateWritten.Sync.before", Action::Die, 1)]);
+    host.open();
+    drop(dead);
+    assert_eq!(segments(&host), damaged);
+    host.open();
+    assert!(!host.machine().info().disks[0].logged);
+    host.check(&mut replica);
 }
 
 #[test]
